@@ -48,7 +48,7 @@ CLIP_NORM = 12.0
 FIRST_STEP = 501
 """Methods with two stages are in the second one, and no pseudo-labels are measured in this step."""
 STEPS = 10
-"""Of a block; in one of them pseudo-labels are measured."""
+"""Steps of a block; in one of them pseudo-labels are measured."""
 
 Step = Callable[[int], object]
 

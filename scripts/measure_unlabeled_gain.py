@@ -43,14 +43,14 @@ NETWORKS: dict[bool, dict[str, Any]] = {
     False: {"name": "dynunet", "features": 8},
     True: {"name": "encoder_unet", "encoder_weights": "none"},
 }
-"""By whether a method needs features."""
+"""Network of a method that needs features (True) or does not (False)."""
 SHAPES = {
     (2, "dynunet"): (32, 32),
     (3, "dynunet"): (8, 32, 32),
     (2, "encoder_unet"): (64, 64),
     (3, "encoder_unet"): (16, 32, 32),
 }
-"""Of images and patches, by dimension and network: small ones, of which a training takes seconds."""
+"""Shapes of images and patches, by dimension and network: small, so that a training takes seconds."""
 DATA_SEED, FIRST_SEED = 0, 10
 """The problem was chosen on images of another seed, with trainings of the seeds 0 and 1."""
 OPTIONS = {

@@ -54,7 +54,7 @@ from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.run import training  # noqa: F401 - imported once, for all the processes that are forked
 
 SECONDS = 1800
-"""After which a command hangs, however busy the machine is."""
+"""Time after which a command counts as hanging, however busy the machine is."""
 PROCESSOR_SECONDS, MEMORY = 120, 4 * 2**30
 """What a command on damaged files may take; memory beyond that of this process, in bytes."""
 INTERRUPTED = 130

@@ -65,7 +65,7 @@ class Assembled:
 
     engine: Engine
     source: PatchSource
-    """Of the batches."""
+    """Source of the batches."""
     nets: Mapping[str, nn.Module]
     """The plain networks of student and teacher."""
     precision: str

@@ -172,13 +172,13 @@ class FaultResult:
     fault: str
     seed: int
     first_step: int | None
-    """Of the first verdict with any code after the injection."""
+    """Step of the first verdict with any code after the injection."""
     first_codes: tuple[str, ...]
     named_step: int | None
-    """Of the first verdict with the expected code."""
+    """Step of the first verdict with the expected code."""
     named_level: str
     collapsed_step: int | None
-    """Of the first verdict that is collapsed."""
+    """Step of the first verdict that is collapsed."""
     wrong_codes: tuple[str, ...]
     """Codes of any look after the injection that do not say the truth."""
     early_codes: tuple[str, ...]

@@ -52,7 +52,7 @@ class Series:
     """What was thought of it before it was judged."""
     components: tuple[str, ...] = ()
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Of the components: at the perfect prediction, and at the best constant."""
+    """Each component's value at the perfect prediction, and at the best constant one."""
 
 
 @dataclass(frozen=True)

@@ -154,10 +154,10 @@ class SituationResult:
     situation: str
     seed: int
     truth: tuple[NetworkTruth, NetworkTruth]
-    """Of student and teacher."""
+    """Truth about student and teacher."""
     level: str
     codes: tuple[str, ...]
-    """Of the last verdict, the one that leads first."""
+    """Codes of the last verdict, the leading one first."""
     diagnosed: tuple[str, str]
     """Level and code of ``ssl-seg diagnose`` on last.pt."""
     can_collapse: bool

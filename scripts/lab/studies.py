@@ -115,7 +115,7 @@ MARGIN = 0.10
 
 @dataclass(frozen=True)
 class Recovery:
-    """How a training ended that was to collapse."""
+    """How a training that was meant to collapse ended."""
 
     seed: int
     on_collapse: str
@@ -124,7 +124,7 @@ class Recovery:
     best_f1: float
     last_f1: float
     codes: tuple[str, ...]
-    """Of the last look."""
+    """Codes of the last look."""
     rungs: tuple[tuple[int, str], ...]
     """Step and rung of each intervention."""
 

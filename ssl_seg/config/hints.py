@@ -99,7 +99,7 @@ _RULES = {
     "path_type": "a path is needed",
     "dict_type": "a mapping is needed: {name: value}",
 }
-"""In place of pydantic's words for types of Python."""
+"""Words that replace pydantic's for types of Python."""
 _BRANCH = re.compile(r"(constrained-)?(int|float)|(?P<word>literal\[.*\])")
 """What pydantic puts behind a key that takes a number or a word; each of both is a problem of its own."""
 

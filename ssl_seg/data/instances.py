@@ -22,7 +22,7 @@ INSIDE, BOUNDARY = 1, 2
 THICKEST = 3
 """Voxels of the boundary, at most: what the patches show of large objects must tell inside from boundary."""
 SHARE = 0.25
-"""Of the depth of an object, which is its radius if it is a disc, that is boundary: small ones keep an inside."""
+"""Largest share of an object's depth (the radius of a disc) that is boundary, so that small objects keep an inside."""
 _TOUCHING = 0.5
 """Depth of voxels that touch another object: those of a thin object that are boundary although it has no others."""
 _LEVELS = (0.0, _TOUCHING, *range(1, THICKEST + 1))

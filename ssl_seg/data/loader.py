@@ -60,7 +60,7 @@ class Batch:
     strong: tuple[Tensor, ...]
     case_ids: tuple[str, ...]
     mixes: tuple[Mix | None, ...] = (None,)
-    """Of each strong view."""
+    """One mix per strong view; None where the view is not mixed."""
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""

@@ -28,9 +28,9 @@ class PseudoLabelSet:
 
     folder: Path
     files: Mapping[str, Path]
-    """Of each case."""
+    """File of each case's pseudo-labels."""
     voxels: Mapping[str, tuple[int, ...]]
-    """Of each class, background first, in each case."""
+    """Voxels of each class, background first, by case."""
     label_values: tuple[int, ...]
     seen_labels: frozenset[str]
     """Contents of the images whose masks the network behind them has learned from; see ``Split.image_contents``."""

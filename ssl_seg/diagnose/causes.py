@@ -50,7 +50,7 @@ class Subject:
     which: str = ""
     predictions: Path | None = None
     context: Context = NO_CONTEXT
-    """Of the training; predictions are looked at as foreground and background."""
+    """Context of the training; predictions are examined as foreground and background."""
     is_elsewhere: bool = False
     """Whether the folder holds none of the validation cases of the training."""
 

@@ -65,7 +65,7 @@ class _Material:
     truth: Mapping[str, Path]
     kind: Kind
     meaning: Meaning
-    """Of predicted masks."""
+    """Meaning of the values in predicted masks."""
     truth_meaning: Meaning
     reading: Reading
 

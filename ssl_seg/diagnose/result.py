@@ -95,7 +95,7 @@ class Example:
     pred: NDArray[np.bool_] | NDArray[np.integer]
     """(Y, X): foreground, or class indices."""
     f1: float | None = None
-    """Of the whole image."""
+    """F1 of the whole image; None without a true mask."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ _MALLOC = {"MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_TRIM_THRESHOLD_": -1}
 _KEPT_BYTES = 2**28
 
 _NO_LIMIT = 2**60
-"""From here on a limit of version 1 stands for none."""
+"""Value from which on a limit of version 1 means that there is none."""
 
 
 def count_cores(root: Path = Path("/")) -> int:

@@ -30,9 +30,9 @@ from ssl_seg.engine.machine import count_cores
 from ssl_seg.errors import ConfigError, SslSegError
 
 POLL_SECONDS = 0.5
-"""Between two looks at the others."""
+"""Time between two looks at the other processes."""
 SILENCE_SECONDS = 300.0
-"""A process that gives no sign of life for so long counts as gone; a call that lets no other thread run may be long."""
+"""Silence after which a process counts as gone; a call that lets no other thread run may be long."""
 FAREWELL_SECONDS = 15.0
 """How long a process waits for the others before it ends."""
 ECHO_SECONDS = 5.0

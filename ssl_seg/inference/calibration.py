@@ -30,13 +30,13 @@ class Calibration:
 
     scaling: Scaling
     threshold: float | None
-    """Of the calibrated foreground probability; None where the likeliest class counts."""
+    """Calibrated probability above which a voxel is foreground; None where the likeliest class counts."""
     cases: int
     """Validation cases that it was found on."""
     rule: str
     """What the threshold was chosen for."""
     cleaning: tuple[Cleaning, ...] = ()
-    """Of each foreground class."""
+    """One cleaning per foreground class; empty where no mask is cleaned."""
 
     def describe(self) -> str:
         """Return what it does, in a few words."""

@@ -51,9 +51,9 @@ class Decision:
     """Which class a voxel has, by its probabilities."""
 
     threshold: float | None = None
-    """Foreground is where its probability is above this, of two classes; None takes the likeliest class."""
+    """Probability above which a voxel is foreground, for two classes only; None takes the likeliest class."""
     cleaning: tuple[Cleaning, ...] = ()
-    """Of each foreground class; none leaves all as they are."""
+    """One cleaning per foreground class; empty where no mask is cleaned."""
     source: str = "default"
     """What the threshold was given by."""
 

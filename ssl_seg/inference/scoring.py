@@ -34,20 +34,20 @@ from ssl_seg.scores.metrics import (
 from ssl_seg.scores.objects import ObjectCounts, match_objects, parse_counts, score_image, summarize_objects
 
 Unit = Literal["mm", "voxels"]
-"""Of distances. ``mm`` stands for the unit in which the voxel size of a case is stated: mm in NIfTI files."""
+"""Unit of distances. ``mm`` stands for the unit in which the voxel size of a case is stated: mm in NIfTI files."""
 UNITS: tuple[Unit, Unit] = ("voxels", "mm")
-"""Without and with a stated voxel size."""
+"""Units without and with a stated voxel size."""
 
 RANKING_BINS = 4096
-"""To a unit of asinh(log-odds), so that few voxels are taken for ties: 0.00006 of a probability at 0.5."""
+"""Bins per unit of asinh(log-odds), so that few voxels count as ties: 0.00006 of a probability at 0.5."""
 
 PredictFn = Callable[[NDArray[np.generic], tuple[float, ...] | None], NDArray[np.float32]]
 """Raw image (C,*S) and its voxel size, where known -> probabilities (K,*S)."""
 
 
 Reliability = tuple[tuple[tuple[float | None, ...], ...], ...]
-"""Of each foreground class, of each bin of its probability: share of the voxels, mean probability, and how many of them
-are of the class; None in an empty bin."""
+"""For each foreground class and each bin of its probability: share of the voxels, mean probability, and share of them
+that belong to the class; None in an empty bin."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ class CaseScore:
     classes: tuple[ConfusionCounts, ...]
     distances: tuple[SurfaceDistances, ...] | None
     unit: Unit = "voxels"
-    """Of the distances."""
+    """Unit of the distances."""
     nonfinite: int = 0
     """Voxels without a finite output of the network; each counts as wrong."""
     objects: Mapping[str, ObjectCounts] | None = None
     """Where masks number objects: those that are ``found``; the ``connected`` parts of the predicted foreground, where
     they are others, and the ``whole`` image as one object, which are baselines."""
     average_precision: tuple[float | None, ...] | None = None
-    """Of each foreground class; see ``measure_ranking``. None in files that were written before there was any."""
+    """One value per foreground class, see ``measure_ranking``; None where it was not measured."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ class Score:
     label_values: tuple[int, ...] = field(default=(), compare=False)
     """Mask values of the foreground classes, by which they are named; 1, 2, ... where they are not given."""
     average_precision: tuple[float | None, ...] | None = None
-    """Of each foreground class over the voxels of all cases; for a cross-validation, the mean of its folds, since the
-    probabilities of different networks have no common order."""
+    """One value per foreground class over the voxels of all cases; for a cross-validation, the mean of its folds, since
+    the probabilities of different networks have no common order."""
     reliability: Reliability | None = field(default=None, compare=False)
-    """Over the voxels of all cases; None in files that were written before there was any."""
+    """Reliability over the voxels of all cases; None where it was not measured."""
 
     @cached_property
     def margin(self) -> Estimate:

@@ -166,7 +166,7 @@ class OwnsOptimizer(Protocol):
     """A method that is a module and trains its own parameters, such as those of a discriminator, on ``own_loss``."""
 
     optimizer: optim.Optimizer
-    """Over parameters of the method; the learning rate is that of the run, times ``lr_factor`` of a group."""
+    """Optimizer of the method's parameters; the learning rate is that of the run, times ``lr_factor`` of a group."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Built:
     method: Method
     module: nn.Module
     networks: tuple[nn.Module, ...]
-    """Those inside the module that the factory has made."""
+    """The networks inside the module that the factory has made."""
 
     @property
     def plain(self) -> nn.Module:

@@ -41,7 +41,7 @@ class CrossConsistencyConfig(UnlabeledConfig):
     """Options of cross-consistency training."""
 
     perturbations: tuple[Perturbation, ...] = ("noise", "feature_drop", "dropout")
-    """Of the features, one auxiliary decoder for each: noise, feature_drop or dropout; a name may be repeated."""
+    """Perturbations of the features, each with an auxiliary decoder: noise, feature_drop, dropout; names may repeat."""
 
     @model_validator(mode="after")
     def _perturbs(self) -> CrossConsistencyConfig:

@@ -21,7 +21,7 @@ EXTREME_COST = 10.0
 WEIGHED_LENGTH = 6
 """Factor of the steps for classes that weigh alike: at first far too much of the rare ones is predicted."""
 MANY_STEPS = 2000
-"""After so many steps, training longer no longer helps a network that has learned nothing."""
+"""Steps after which training longer no longer helps a network that has learned nothing."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class Context:
 
     num_classes: int = 2
     steps: int = 0
-    """Of the whole run."""
+    """Steps of the whole run."""
     lr: float = 0.0
     usual_lr: float = 3e-4
-    """Of its optimizer."""
+    """Usual learning rate of its optimizer."""
     clip_norm: float | None = None
     act_on: Sequence[str] = ()
     """Codes of warnings that count as a collapse."""

@@ -30,7 +30,7 @@ class Evidence:
 
     phase: Phase
     val: Mapping[str, Signals]
-    """Of ``student`` and ``teacher`` on the validation probe."""
+    """Signals of ``student`` and ``teacher`` on the validation probe."""
     train: Mapping[str, Signals] = field(default_factory=dict)
     """The same on the labeled training probe; empty without one."""
     train_mode: Signals | None = None
@@ -40,7 +40,7 @@ class Evidence:
     components: tuple[str, ...] = ()
     """Names in ``training`` that are components of the supervised loss."""
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Of each component on the validation probe: its value at the perfect prediction, and at the best constant one."""
+    """Each component's value on the validation probe at the perfect prediction, and at the best constant one."""
     uses_teacher: bool = True
     """Whether the method learns from the teacher."""
     context: Context = NO_CONTEXT

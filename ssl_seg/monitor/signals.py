@@ -38,13 +38,13 @@ from ssl_seg.scores.metrics import (
 from ssl_seg.scores.objects import compute_pq, match_objects
 
 EDGES = 2048
-"""Bins at the most that each class is cut into for AUROC and average precision: right to about 1/2048."""
+"""Most bins of each class for AUROC and average precision: right to about 1/2048."""
 RANKED = 2**24
-"""Voxels at the most of a probe, or of a folder of predictions, whose ranks are compared; of more an even share."""
+"""Most voxels of a probe, or of a folder of predictions, whose ranks are compared; of more, an evenly spread sample."""
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 PROB_BINS = 20
 CONFIDENCE = 0.95
-"""Of the interval of the AUROC over cases."""
+"""Level of the interval of the AUROC over cases."""
 
 Scores = NDArray[np.float32]
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -59,7 +59,7 @@ class ClassSignals:
     """
 
     value: int
-    """In the masks."""
+    """Mask value of the class."""
     prevalence_pred: float
     """Share of voxels predicted as this class."""
     prevalence_true: float
@@ -124,7 +124,7 @@ class Signals:
     """Wasserstein-1 distance between the foreground shares of the patches, predicted and true; in [0, 1]."""
 
     classes: tuple[ClassSignals, ...] = ()
-    """Of each foreground class."""
+    """Signals of each foreground class."""
     threshold: float = 0.5
     """Probability above which foreground is predicted, of two classes."""
     pq: float | None = None

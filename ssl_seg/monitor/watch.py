@@ -45,7 +45,7 @@ class Observation:
     trend: tuple[Figures, ...] = ()
     """A row for each planned look so far."""
     phase: Phase = "trained"
-    """In which findings were named."""
+    """Phase in which the findings were named."""
     evidence: Evidence | None = None
     """What the verdict was given on."""
 
@@ -149,9 +149,9 @@ class Monitor:
 
     val: Probe
     train: Probe
-    """Of labeled training cases; may be empty."""
+    """Probe of labeled training cases; may be empty."""
     label_values: Sequence[int]
-    """Of the K classes in the masks, background first."""
+    """Mask values of the K classes, background first."""
     device: torch.device
     """Where the networks are."""
     batch_size: int
@@ -159,17 +159,17 @@ class Monitor:
     autocast: Autocast
     """Returns the autocast context of the run."""
     warmup_steps: int
-    """Until here only non-finite outputs are named."""
+    """Step up to which only non-finite outputs are named."""
     steps_per_epoch: int
-    """Until here findings are warnings."""
+    """Steps of an epoch; findings of the first one are warnings."""
     select: Selection = "f1"
     """What the score of an observation is."""
     components: tuple[str, ...] = ()
     """Names of the components of the supervised loss."""
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Of the components; see ``Evidence``."""
+    """Ranges of the components; see ``Evidence``."""
     loss: LossAt | None = None
-    """Measured on ``val`` at each look, where given."""
+    """Loss to measure on ``val`` at each look; None measures none."""
     threshold: float | None = None
     """Probability above which foreground is predicted; None for the likeliest class."""
     uses_teacher: bool = True

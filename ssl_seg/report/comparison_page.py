@@ -20,7 +20,7 @@ from ssl_seg.scores.text import UNKNOWN, number
 
 COMPARISON_FILE = "comparison.html"
 MOST_RUNS = 12
-"""Of more runs not all have their verdict and their curve on a page."""
+"""Most runs whose verdicts and curves are on one page."""
 
 
 def find_common_folder(paths: Sequence[Path]) -> Path:

@@ -24,7 +24,7 @@ Color = str | tuple[float, float, float] | tuple[float, float, float, float]
 LegendPlace = Literal["outside lower center", "outside upper center"]
 
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
-"""Told apart with any color vision (Paul Tol)."""
+"""Colors that people with any color vision can tell apart (Paul Tol)."""
 _CLASS_COLORS = {
     "yellow": "#ffd400",
     "light blue": "#00d0ff",
@@ -35,7 +35,7 @@ _CLASS_COLORS = {
     "white": "#ffffff",
     "dark green": "#00b060",
 }
-"""Of class 1, 2, ...: bright on images, which are dark or gray."""
+"""Colors of class 1, 2, ...: bright, because images are dark or gray."""
 _FAR = 3.0
 """Quartile distances beyond the quartiles from which a value is far from all others (Tukey)."""
 _CSS_COLORS = {

@@ -72,7 +72,7 @@ class TrainedRun:
     verdict: Verdict
     """What the monitor said last: ``level``, ``findings``, ``action``."""
     scores: Mapping[str, Any]
-    """Of best.pt on the whole validation cases; empty where the run was interrupted."""
+    """Scores of best.pt on the whole validation cases; empty where the run was interrupted."""
 
     def __fspath__(self) -> str:
         return str(self.path)

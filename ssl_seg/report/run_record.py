@@ -40,7 +40,7 @@ MOST_LOOKS = 400
 """Looks of a run that are drawn; of more, evenly spread ones."""
 
 State = Literal["healthy", "warning", "collapsed", "fault"]
-"""Of a run or a diagnosis one of the first three; of data and splits ``fault`` in place of ``collapsed``."""
+"""What a page is marked with: runs and diagnoses are never ``fault``, data and splits never ``collapsed``."""
 STATES: Mapping[str, State] = {"ok": "healthy", "warn": "warning", "collapsed": "collapsed"}
 
 

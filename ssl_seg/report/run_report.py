@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 PICTURE_SECONDS = 30.0
 """Pictures that are expected to take longer are not made when a training ends."""
 PAGE_SECONDS = 300.0
-"""Between two pages of a training that goes on."""
+"""Least time between two pages of a running training."""
 PAGE_SHARE = 0.02
-"""Of the time that making them takes at most."""
+"""Largest share of the running time that is spent on making pages."""
 
 
 def write_report_page(

@@ -49,9 +49,9 @@ from ssl_seg.scores.calibration import (
 from ssl_seg.scores.metrics import ConfusionCounts, count_overlap
 
 SAMPLED_VOXELS = 100_000
-"""Of all cases together, where there are more than two classes; of two, all voxels count."""
+"""Voxels of all cases together that are used for more than two classes; for two classes all voxels count."""
 FEW_CASES = 5
-"""With fewer validation cases one is told that they say little."""
+"""Validation cases below which a note says that they tell little."""
 SWEEP = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Probabilities of the network whose scores are reported."""
 

@@ -46,7 +46,7 @@ SCHEMA = 1
 IMAGES = 3
 """Validation images that the file is compared on."""
 LARGEST_DIFFERENCE = 1e-3
-"""Of probabilities: more is no rounding."""
+"""Largest difference of probabilities that passes for rounding."""
 
 RunFn = Callable[[Tensor], Tensor]
 
@@ -61,7 +61,7 @@ class ExportRequest:
     which: str | None = None
     """student or teacher; None takes the better one on validation."""
     calibrated: bool = True
-    """With what ``ssl-seg calibrate`` has stored."""
+    """Whether to include what ``ssl-seg calibrate`` has stored."""
     overwrite: bool = False
     """Replace a file that is there already."""
 

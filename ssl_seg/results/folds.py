@@ -30,7 +30,7 @@ class Fold:
     """The training of one fold. Scores are those of best.pt on the validation cases of the fold."""
 
     number: int
-    """From 0."""
+    """Number of the fold, from 0."""
     cases: int
     """Number of validation cases."""
     labeled: int
@@ -39,9 +39,9 @@ class Fold:
     net: str = ""
     """The better network of best.pt."""
     codes: tuple[str, ...] = ()
-    """Of the last verdict."""
+    """Codes of the last verdict's findings."""
     scores: dict[str, Score] = field(default_factory=dict)
-    """Of each network; empty before the fold is done."""
+    """Scores of each network; empty before the fold is done."""
 
     @property
     def name(self) -> str:

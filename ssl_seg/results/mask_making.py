@@ -84,15 +84,15 @@ class PredictRequest:
     probabilities: bool = False
     spacing: tuple[float, ...] | None = None
     threshold: float | None = None
-    """Foreground is where its probability is above this; by default above that of the calibration, without one above
-    that of the training's settings, and without that where foreground is the likelier class."""
+    """Probability above which a voxel is foreground; by default that of the calibration, without one that of the
+    training's settings, and without that the likeliest class counts."""
     calibrated: bool = True
-    """Use what ``ssl-seg calibrate`` has stored beside the checkpoint; of an ensemble it is left out."""
+    """Use what ``ssl-seg calibrate`` has stored beside the checkpoint; not used for an ensemble."""
     more: tuple[Path, ...] = ()
-    """Further checkpoints: the mean of the probabilities of all is what masks are made of. The directory of a
-    cross-validation stands for best.pt of its folds."""
+    """Further checkpoints: masks are made from the mean of all their probabilities. The directory of a cross-validation
+    stands for best.pt of its folds."""
     overwrite: bool = False
-    """Make masks anew that are there already."""
+    """Replace masks that are there already."""
     accelerator: str | None = None
     """Where to compute: auto, cpu, cuda or mps; by default where the training did."""
     objects: bool = False
@@ -105,17 +105,17 @@ class PredictRequest:
     uint8: bool = False
     """Write probabilities as 0 to 255; without ``probabilities`` as well."""
     suffix: str | None = None
-    """Of the masks in a folder; by default PNG, TIFF for volumes, and NIfTI where the image is."""
+    """File suffix of the masks in a folder; by default PNG, TIFF for volumes, and NIfTI for NIfTI images."""
     workers: int = 1
     """Processes that share the images, and the pieces of a large one; no more are started than there are of these."""
 
 
 @dataclass(frozen=True)
 class MaskResult:
-    """What is said of a mask that was made."""
+    """What is reported about a mask that was made."""
 
     identity: list[list[Any]]
-    """Of the image that was read."""
+    """Identity of the image that was read; see ``identify_image``."""
     shape: tuple[int, ...]
     share: float
     notes: tuple[str, ...]
@@ -155,7 +155,7 @@ class MaskMaker:
     uncertainty: tuple[str, ...]
     """What is put behind the names of the maps of uncertainty."""
     path: Path
-    """Of the first network."""
+    """Checkpoint of the first network."""
 
     def predict(
         self, image: Voxels, intensity: Intensity, spacing: tuple[float, ...] | None, box: Box

@@ -60,7 +60,7 @@ class Feed:
     val: Probe
     train: Probe
     ranges: dict[str, tuple[float, float]]
-    """Of the components of the loss on ``val``; see ``compute_ranges``."""
+    """Range of each component of the loss on ``val``; see ``compute_ranges``."""
     workers: int
     """Processes that make the batches of ``source``."""
 
@@ -74,10 +74,10 @@ class Ready:
     """Why precision and memory format are what they are."""
     built: Built
     loss: SupervisedLoss
-    """That of the method."""
+    """Supervised loss of the method."""
     feed: Feed
     pace: Pace | None
-    """None for a run that is too short to measure."""
+    """Measured pace; None for a run that is too short to measure."""
 
 
 def settle_runtime(fabric: Fabric, config: Config, network: nn.Module, console: Console) -> tuple[Config, list[str]]:

@@ -67,9 +67,9 @@ class FinalScores:
     select: Selection
     networks: tuple[NetworkScore, ...]
     overlap: float
-    """Of the windows in which the cases were predicted."""
+    """Overlap of the sliding windows, from 0 to below 1."""
     factor: int = 1
-    """How many patches long these are at most; see ``choose_factor``."""
+    """How many patches long a window is at most; see ``choose_factor``."""
 
     @property
     def used(self) -> NetworkScore:

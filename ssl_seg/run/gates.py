@@ -20,7 +20,7 @@ class Judgment:
     value: float | None
     """The best value that counts; None without one."""
     epoch: int | None
-    """At whose end it was reached."""
+    """Epoch at whose end it was reached."""
     text: str
     """All of it as a line."""
 

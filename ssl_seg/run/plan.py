@@ -27,7 +27,7 @@ BATCH = {(2, False): 4, (2, True): 8, (3, False): 2, (3, True): 2}
 STEPS = {(2, False): 400, (2, True): 2000, (3, False): 800, (3, True): 4000}
 ENCODER_UNET_LR, ENCODER_LR_FACTOR = 1e-3, 0.3
 OBJECT_WEIGHTS = [1.0, 1.0, 3.0]
-"""Of background, inside and boundary, in the cross-entropy; docs/instances.md has what was measured."""
+"""Weights of background, inside and boundary in the cross-entropy; measurements are in docs/instances.md."""
 MULTIPLE = {2: 32, 3: 16}
 HEADS = 2
 """Further outputs of a network for a method that learns from outputs at several scales."""

@@ -57,7 +57,7 @@ class Resolved:
     """The checkpoint that a run builds on, or that a resumed run goes on from."""
     pretrained: Pretraining | None = None
     pseudo_labels: PseudoLabelSet | None = None
-    """Of some of the unlabeled cases, which are trained with as well."""
+    """Pseudo-labels of some of the unlabeled cases, to train with as well."""
     faults: tuple[Finding, ...] | None = None
     """Faults of the split that are allowed; None before they were looked for."""
     published: str | None = None

@@ -150,12 +150,12 @@ class Session:
     gates: tuple[GateConfig, ...] = ()
     """End after an epoch at which one of them is broken."""
     loss: SupervisedLoss = field(default_factory=lambda: make_supervised_loss(LossConfig()))
-    """That of the method; the policies may change its phases."""
+    """Supervised loss of the method; the policies may change its phases."""
     progress: TrainingState = field(default_factory=TrainingState)
     scores: dict[str, Any] = field(default_factory=dict)
-    """Of both networks at the last look; see ``Checkpoint``."""
+    """Scores of both networks at the last look; see ``Checkpoint``."""
     phases: tuple[LossPhase, ...] = field(init=False)
-    """Of the loss, as the settings have them."""
+    """Phases of the loss, as in the settings."""
 
     def __post_init__(self) -> None:
         self.phases = self.loss.phases

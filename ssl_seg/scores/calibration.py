@@ -36,12 +36,12 @@ EDGES: Floats = np.sinh(np.arange(BINS + 1) / BINS_PER_UNIT - LIMIT)
 """(B + 1) log-odds."""
 _CENTERS: Floats = np.sinh((np.arange(BINS) + 0.5) / BINS_PER_UNIT - LIMIT)
 RELIABILITY_BINS = 15
-"""Of the expected calibration error, as Guo et al. have it."""
+"""Bins of the expected calibration error, as in Guo et al."""
 GROUPS = 20
-"""At most so many times a part of the cases is left out."""
+"""Largest number of parts that the cases are divided into; each part is left out once."""
 THRESHOLD_RESAMPLES = 500
 LEAST_SLOPE, LARGEST_SLOPE, LARGEST_BIAS = 0.05, 20.0, 20.0
-"""Of the fit: masks that the network separates without an error would have a temperature of 0."""
+"""Bounds of the fit: for masks that the network separates without an error, the best temperature would be 0."""
 BLOCK_VOXELS = 2**20
 """Voxels that are binned at a time: about 100 MB, however large the image."""
 _TINY = np.finfo(np.float32).tiny
@@ -94,13 +94,13 @@ class ThresholdChoice:
     """95 % of the resamples of the cases choose log-odds between these."""
     f1_at_half: float
     f1_before: float
-    """At the threshold that is in force without a choice."""
+    """F1 at the threshold that holds without a choice."""
     f1: float
-    """At the threshold, on the cases that it was chosen on: optimistic."""
+    """F1 at the chosen threshold, on the cases that it was chosen on: optimistic."""
     best_f1: float
-    """The highest of any threshold on these cases: optimistic."""
+    """The highest F1 of any threshold on these cases: optimistic."""
     gain: Estimate
-    """Of F1 over that at the present threshold, on cases that were left out of the choice."""
+    """F1 at the chosen threshold minus ``f1_before``, on cases that were left out of the choice."""
 
     @property
     def is_shown(self) -> bool:

@@ -29,9 +29,9 @@ from ssl_seg.scores.intervals import Floats, Resamples, estimate_ratio
 from ssl_seg.scores.text import number
 
 THRESHOLDS = tuple(n / 20 for n in range(10, 20))
-"""Of the average precision: 0.5 to 0.95."""
+"""IoU thresholds of the average precision: 0.5 to 0.95."""
 SHOWN = (0.5, 0.6, 0.7, 0.8, 0.9)
-"""Those whose F1 is stated."""
+"""IoU thresholds whose F1 is stated."""
 HEADLINES = ("f1_50", "ap", "pq")
 """Scores with an interval and means over images."""
 

@@ -61,9 +61,9 @@ class Trial:
     changes: tuple[SettingChange, ...] = ()
     """Settings that differ from that run."""
     f1: float | None = None
-    """Of the network that is used, on validation (mean over classes); None before the run has ended."""
+    """F1 of the network that is used, on validation (mean over classes); None before the run has ended."""
     codes: tuple[str, ...] = ()
-    """Of the last verdict of the monitor."""
+    """Codes of the last verdict's findings."""
     gain: Difference | None = None
     """F1 minus that of the other run on the validation cases of both; None where there is nothing to compare."""
     cases: int = 0

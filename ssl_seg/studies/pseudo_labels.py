@@ -53,13 +53,13 @@ class Reliability:
     """How reliable pseudo-labels are; agreement and IoU are means over cases."""
 
     net: str
-    """The network that has labeled."""
+    """The network that made the labels."""
     kept: int
     """Cases that are trained with."""
     of: int
     """Cases that were labeled."""
     agreement: float
-    """Of earlier networks with the labels, on the cases that are kept."""
+    """Agreement of earlier networks with the labels, on the cases that are kept."""
     agreement_of_rest: float | None
     """The same on the others; None where there is none."""
     foreground: float
@@ -67,9 +67,9 @@ class Reliability:
     val_cases: int
     """Validation cases that were labeled in the same way, to compare them with their masks."""
     val_iou: float
-    """With these masks."""
+    """IoU of their labels with these masks."""
     val_iou_of_half: float
-    """On the half of them that the networks agree on most."""
+    """IoU on the half of them that the networks agree on most."""
     val_correlation: float | None
     """Spearman's rank correlation of agreement and IoU over them; None where either is constant."""
 

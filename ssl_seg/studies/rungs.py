@@ -29,7 +29,7 @@ class Rung:
     """One training of the ladder. Scores are those of best.pt on the validation cases, empty without one."""
 
     number: int
-    """From 1."""
+    """Number of the rung, from 1."""
     labels: float
     """Share of the training pool, or a number of cases above 1."""
     cases: int
@@ -44,11 +44,11 @@ class Rung:
     """The better network of best.pt."""
     scores: dict[str, Any] = field(default_factory=dict)
     difference: Difference | None = None
-    """To the parent; None without one."""
+    """Difference to the parent; None without one."""
     kept: bool = False
     """Whether it is better than all rungs below, so that the next one starts from it."""
     codes: tuple[str, ...] = ()
-    """Of the last verdict."""
+    """Codes of the last verdict's findings."""
     message: str = ""
     """Why it was refused: by the gate in front of it, or, where it has scores, by one of its own; or why skipped."""
 

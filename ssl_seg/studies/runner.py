@@ -14,7 +14,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 from ssl_seg.errors import SslSegError
 
 Stage = Literal["queued", "running", "elsewhere", "done", "collapsed", "refused", "skipped", "failed"]
-"""Of a training: ``elsewhere``, another process works on it."""
+"""How far a training is; ``elsewhere`` means that another process works on it."""
 
 TICK = 0.3
 """Seconds between two looks at the workers."""

@@ -70,9 +70,9 @@ class Outcome:
 
     final: FinalScores
     codes: tuple[str, ...]
-    """Of the last verdict."""
+    """Codes of the last verdict's findings."""
     collapsed: bool
-    """By the last verdict."""
+    """Whether the last verdict is ``collapsed``."""
     stopped: bool
     """Whether the collapse counts: the monitor stopped the training, or monitor.on_collapse is not ``warn``."""
     broken_gates: tuple[str, ...] = ()

@@ -41,7 +41,7 @@ FEWEST_SAME = 3
 """Different images with one mask; two may be a pair of exposures."""
 
 FEW_GROUPS = 10
-"""Of fewer groups, a validation and a test list of 15 and 20 % get two or three."""
+"""Groups below which validation and test sets of 15 and 20 % hold only two or three of them."""
 
 
 def check_kinds(facts: Facts) -> Iterator[Finding]:

@@ -41,20 +41,20 @@ _GRAY = 0.4
 small regions of three classes have 0.46 and more."""
 
 _ONE_PART = 0.9
-"""An object is one connected part: that much of it, and so many of all values."""
+"""Share of a value's voxels in one connected part, and share of the values, from which on values number objects."""
 _GAPS = 0.8
-"""Numbers 1..n count on where so many of 1 .. the largest one are there, or half as many and the larger ones in fewer
-masks, by rank correlation."""
+"""Share of the numbers from 1 to the largest one that must occur for them to be a count; half of it where larger
+numbers are in fewer masks, by a rank correlation below minus this."""
 _SAME_NUMBER = 0.6
-"""Classes are the same in most masks; of objects there is another number in each."""
+"""Share of masks with the same number of values: classes reach it, numbered objects do not."""
 _DEPENDS = 0.35
-"""Share of the variance of size, or of place, that the value explains: of classes much, of numbers of objects none."""
+"""Share of the variance of size, or of place, that the value explains: much for classes, none for numbered objects."""
 _NO_VARIANCE = 1e-12
-"""Of sizes and places that are all equal, rounding errors are left."""
+"""Variance per object below which sizes and places are equal but for rounding errors."""
 _SMALL_NUMBER = 500
-"""Numbers 1, 2, ... of objects after the thousands of a class stay below; numbers that count on do not."""
+"""Bound of object numbers that start anew in each class, behind its thousands; numbers that count on exceed it."""
 _FEW = 3
-"""Classes of which objects numbered 1..n cannot be told, and masks from which nothing can be told."""
+"""Number of values up to which classes and objects 1..n look alike; with fewer masks nothing can be told."""
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ _TIFF_RATIO = {1: 8, 5: 4096, 8: _DEFLATE_RATIO, 32773: 128, 32946: _DEFLATE_RAT
 """TIFF compression code -> largest expansion: none (8 for one bit a pixel), LZW, deflate, PackBits, deflate."""
 
 ANY_RATIO = 40_000
-"""Of a codec that is not known: Zstandard and LZMA store an empty mask in 1/30,000 of its size."""
+"""Largest expansion of an unknown codec: Zstandard and LZMA store an empty mask in 1/30,000 of its size."""
 
 
 def check_tiff_segments(segments: list[tuple[int, int]], claimed: int, compression: int, size: int) -> None:

@@ -60,7 +60,7 @@ _UNITS = {"mm": "mm", "µm": "micron"}
 """Names of units in NIfTI files."""
 
 _LEAST_VOLUME = 1e-6
-"""Of the volume that a voxel of these edges has at right angles; below it, an affine is taken for damaged."""
+"""Smallest volume of a voxel, as a share of a box with the same edges; below it, an affine counts as damaged."""
 
 _TILT = np.eye(4) + 1e-3 * np.array([[0, -1, 2, 0], [1, 0, -3, 0], [-2, 3, 0, 0], [0, 0, 0, 0]])
 """A turn by a fifth of a degree: which of two world axes is closest to an oblique one that lies halfway between them

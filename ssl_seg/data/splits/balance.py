@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from ssl_seg.data.catalog import Catalog
 
 SMALL_SET = 3
-"""Of so few cases no share can be told from chance."""
+"""Number of cases up to which no share can be told from chance."""
 BIAS_THAT_MATTERS = 0.10
 """Relative difference of a mean that can move a score."""
 BIAS_THAT_SHOWS = 0.25
 """Relative difference of a mean that is worth a word even where it may well be chance."""
 RARE_PERCENT = 0.5
-"""A mean outside the central 99 % of random draws is hardly chance: more than 2.6 standard errors away."""
+"""Percentile of random draws below (or above, mirrored) which a mean is hardly chance: 2.6 standard errors away."""
 SHIFT_PERCENTILE = 99.0
 """A distribution farther off than this share of random draws is worth a warning."""
 FEW_VALIDATION_CASES = 10
-"""With fewer, which network or setting is better is mostly chance."""
+"""Number of cases below which it is mostly chance which network or setting is better."""
 FEW_GROUPS = 5.0
-"""With fewer effective groups an interval over cases is far too narrow."""
+"""Effective groups below which an interval over cases is far too narrow."""
 
 Classes = Mapping[str, frozenset[int]]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 RANDOM_DRAWS = 1000
 """Random sets that a set is compared with."""
 SEED = 0
-"""Of the draws: the same split always gets the same figures."""
+"""Seed of the draws: the same split always gets the same figures."""
 
 _BAND = (2.5, 97.5)
 _CONFIDENCE = 0.95

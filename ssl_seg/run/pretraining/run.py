@@ -62,7 +62,7 @@ STEPS = {False: 500, True: 2000}
 LR = 1e-3
 """Default learning rate: on EMPS 300 steps of a DynUNet came to 33 % below the mean's error, and with 3e-4 to 29 %."""
 HELD_OUT_FROM, HELD_OUT_SHARE = 10, 0.1
-"""From how many images of the pool on some are held out for the monitor, and which share of them."""
+"""Images of the pool from which on some are held out for the monitor, and their share."""
 PICTURES = "reconstructions"
 """Folder of the pictures in the run directory."""
 SHOWN_PATCHES, SHOWN_SIZE = 4, 256

@@ -26,9 +26,9 @@ T = TypeVar("T")
 CellStatus = Literal["done", "collapsed", "refused", "failed", "missing"]
 
 MARKER = "ABLATION.txt"
-"""By this file a directory is known as that of an ablation; nothing is written into another one."""
+"""File that marks the directory of an ablation; nothing is written into a directory without it."""
 MACHINE = "machine.json"
-"""For what kind of machine the cells are planned: that of the first call."""
+"""File with the kind of machine that the cells are planned for: that of the first call."""
 STEP_FILE = "step"
 SCHEMA = 1
 """Version of the files of a cell."""
@@ -48,7 +48,7 @@ class Cell:
     """Id of the cell whose best checkpoint it starts from."""
     config: dict[str, Any]
     fingerprint: str
-    """Of its split."""
+    """Fingerprint of its split."""
     labeled: int
     """Number of labeled cases."""
     steps: int
@@ -67,7 +67,7 @@ class CellResult:
     split_seed: int
     """Which training cases are labeled."""
     seed: int
-    """Of the training: start, batches, augmentation."""
+    """Seed of the training: start, batches, augmentation."""
     status: CellStatus
     counts: NDArray[np.int64] | None = None
     """(cases, foreground classes, 4): voxels tp, fp, fn, tn. The cases are the same, in equal order, in all cells."""
@@ -78,7 +78,7 @@ class CellResult:
     step: int | None = None
     """Step of the checkpoint that was scored."""
     codes: tuple[str, ...] = ()
-    """Of the last verdict."""
+    """Codes of the last verdict's findings."""
     message: str = ""
     """Why it failed, or which gates it has broken."""
     seconds: float | None = None

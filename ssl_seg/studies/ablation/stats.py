@@ -114,8 +114,8 @@ def compare_paired(differences: NDArray[Any], *, level: float = LEVEL, least: in
 
 @dataclass(frozen=True)
 class MeanSquares:
-    """Of a table of units and cases with one value a cell. Expectations, with variances V of the effects:
-    ``run`` C V_run + V_rest, ``case`` U V_case + V_rest, ``rest`` V_rest. Without a degree of freedom 0."""
+    """Mean squares of a table, units by cases, with one value per cell. Expectations, with variances V of the effects:
+    ``run`` C V_run + V_rest, ``case`` U V_case + V_rest, ``rest`` V_rest. 0 without a degree of freedom."""
 
     run: float
     case: float
@@ -166,11 +166,11 @@ class Spread:
     """How far the runs of an arm lie apart, as standard deviations. None where the design cannot tell."""
 
     total: float | None
-    """Of all runs."""
+    """Spread of all runs."""
     split: float | None
-    """Between splits, apart from what the training seeds explain; 0 where ``truncated``."""
+    """Spread between splits, apart from what the training seeds explain; 0 where ``truncated``."""
     seed: float | None
-    """Between trainings of one split."""
+    """Spread between trainings on one split."""
     truncated: bool = False
     """The estimated variance between splits was negative: the seeds explain more than all of it."""
 

@@ -60,7 +60,7 @@ class ArmSummary:
     arm: Arm
     cells: tuple[CellResult, ...]
     scores: tuple[float | None, ...]
-    """Of the cells, in their order."""
+    """Scores of the cells, in their order."""
     labeled: float | None
     """Number of labeled cases, mean over the cells: splits by groups differ."""
     mean: Estimate | None
@@ -103,7 +103,7 @@ class AblationSummary:
     label_values: tuple[int, ...]
     """Mask values of the foreground classes, in the order of ``ArmSummary.classes``."""
     absent_classes: tuple[int, ...]
-    """Of those, the ones that are in no mask, and in no mean."""
+    """Mask values of the classes that are in no mask, and therefore in no mean."""
     all_positive: float | None
     """Score of predicting foreground everywhere (each class for itself), on the same cases under the same metric."""
     predict_nothing: float | None
