@@ -30,7 +30,8 @@ def ablate(
     data: o.Data = None,
     labels: o.LabelList = None,
     seeds: Annotated[
-        str | None, typer.Option(metavar="0,1,2", help="Seeds of the training, with commas.", show_default="SPEC")
+        str | None,
+        typer.Option(metavar="0,1,2", help="Seeds of the training, separated by commas.", show_default="SPEC"),
     ] = None,
     steps: o.Steps = None,
     part: Annotated[
@@ -41,11 +42,12 @@ def ablate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Directory of the cells and tables; what it holds is not run again.", show_default="runs/SPEC_DATA"
+            help="Directory of the cells and tables; finished cells are not run again.", show_default="runs/SPEC_DATA"
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Cells at a time on this machine.", show_default="one a GPU, or 2 cores", min=1)
+        int | None,
+        typer.Option(help="Cells at a time on this machine.", show_default="one per GPU, or per 2 cores", min=1),
     ] = None,
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster instead: auto, or HOST:PORT.")
@@ -63,14 +65,14 @@ def ablate(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and their state; train nothing.")] = False,
     report: Annotated[
-        bool, typer.Option("--report", help="Train nothing; write tables and figures of what is there.")
+        bool, typer.Option("--report", help="Train nothing; write tables and figures of finished cells.")
     ] = False,
     as_json: o.AsJson = False,
 ) -> None:
     """Train label fractions x methods x recipes x seeds at equal steps; compare them with intervals and tests.
 
-    A cell is known by the content of its settings: a second call trains only what is missing, also after a crash.
-    Exit code 2 when a cell failed, 3 when a gate ended one.
+    Cells are identified by the content of their settings, so that a second call trains only what is missing, even after
+    a crash. Exit code 2 when a cell failed, 3 when a gate ended one.
     """
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.cli.paths import check_data

@@ -27,14 +27,14 @@ def calibrate(
         str, typer.Option("--for", metavar="RULE", help=f"What the threshold is chosen for: {RULES}.")
     ] = "f1",
     data: Annotated[
-        str | None, typer.Option(help="Where the folder of the training is now, if it was moved.", show_default=False)
+        str | None, typer.Option(help="Where the training's data folder is now, if it has moved.", show_default=False)
     ] = None,
     which: o.WhichNet = None,
     clean: Annotated[
         bool,
         typer.Option(
             "--clean",
-            help="Choose too whether small parts are dropped, the largest is kept, or holes are filled.",
+            help="Also choose whether to drop small parts, keep only the largest, or fill holes.",
         ),
     ] = False,
     overlap: o.Overlap = 0.25,
@@ -44,10 +44,10 @@ def calibrate(
     ] = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Fit probabilities and the threshold of a network on its validation cases.
+    """Calibrate the probabilities of a network and choose its threshold, on its validation cases.
 
-    The result is stored beside the checkpoint, and used by evaluate and predict from then on. A threshold that does not
-    gain more than chance on cases left out of the choice is not used.
+    The result is stored beside the checkpoint; evaluate and predict use it from then on. A threshold is used only if
+    its gain is beyond chance on cases that were left out of the choice.
     """
     from ssl_seg.files import to_finite
 

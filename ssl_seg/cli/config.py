@@ -38,10 +38,10 @@ def config_show(
         Path | None, typer.Option(help="Write a picture of rates, weights and policies over the whole run.")
     ] = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Say what each setting means, in groups, what matters most first.")
+        bool, typer.Option("--explain", help="Explain each setting, in groups, the most important first.")
     ] = False,
 ) -> None:
-    """Print every setting of a run with the place it comes from: default, plan, file or option."""
+    """Print every setting of a run and where it comes from: default, plan, file or option."""
     from ssl_seg.config.layers import flatten, to_plain
 
     check_new_file(plot, "--plot")
@@ -91,15 +91,15 @@ def explain_settings(lines: Mapping[str, str], config: Config) -> str:
 def config_check(
     file: Annotated[str, typer.Argument(help="YAML file or packaged name.", show_default=False)],
     data: Annotated[
-        str | None, typer.Option(help="Folder or manifest: check the settings that are planned from it too.")
+        str | None, typer.Option(help="Folder or manifest; also check the settings that are planned from it.")
     ] = None,
     set_: o.Set = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit code 2 for a warning too.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 2 for warnings too.")] = False,
 ) -> None:
-    """Check a configuration: keys, values, method, losses, network, patch size; and warn of contradictions.
+    """Check a configuration: keys, values, method, losses, network, patch size; warn of contradictions.
 
-    Exit code 2 for an error. What depends on settings that are planned from the data, and the split, is checked with
-    --data only.
+    Exit code 2 for an error. The split, and whatever depends on settings planned from the data, is checked only with
+    --data.
     """
     from ssl_seg.config.layers import check_partial, find_config
     from ssl_seg.data.findings import describe_finding
@@ -128,12 +128,12 @@ def config_check(
 
 def config_diff(
     a: Annotated[str, typer.Argument(metavar="A", help="Run directory, YAML file or packaged name.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="What it is compared with.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="What to compare it with.")],
     as_json: o.AsJson = False,
 ) -> None:
     """Compare two runs or configurations: each setting that differs, with both values; defaults count.
 
-    Of two runs, also the checkpoint that each has started from, and the fingerprint of its split.
+    For two runs, also compares the checkpoints that they started from and the fingerprints of their splits.
     """
     from ssl_seg.run.differences import compare_settings
 

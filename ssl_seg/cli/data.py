@@ -16,7 +16,7 @@ MOST = 10**6
 
 
 def list_layouts() -> None:
-    """List the layouts of data sets that are recognized."""
+    """List the data set layouts that are recognized."""
     from ssl_seg.data.layouts import LAYOUTS
 
     for name, layout in LAYOUTS.items():
@@ -35,10 +35,10 @@ def import_labels(
         bool, typer.Option("--instances", help="Number the objects of each image; their classes are not kept.")
     ] = False,
     by_rows: Annotated[
-        bool, typer.Option("--by-rows", help="Runs of a CSV go along the rows, not down the columns.")
+        bool, typer.Option("--by-rows", help="Run lengths of a CSV go along the rows, not down the columns.")
     ] = False,
 ) -> None:
-    """Make a folder of images and masks of COCO, labelme, YOLO outlines, run lengths (CSV) or DICOM series."""
+    """Make a folder of images and masks from COCO, labelme, YOLO outlines, run lengths (CSV) or DICOM series."""
     from ssl_seg.data.imports import import_labels as run_import
 
     announce(f"reading {source}")
@@ -58,7 +58,7 @@ def make_synthetic(
     empty: Annotated[
         float,
         typer.Option(
-            help="Share of the images in which nothing is to be found.",
+            help="Share of the images without any object.",
             parser=number_parser("--empty", FROM_0_TO_1, "0.7"),
         ),
     ] = 0.0,

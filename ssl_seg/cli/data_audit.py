@@ -27,7 +27,7 @@ def data_audit(
     report: o.ReportPage = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Look at all images and masks, say what is in them and what is wrong. Exit code 2 when a fault is found."""
+    """Check all images and masks: what is in them, and what is wrong. Exit code 2 when a fault is found."""
     from ssl_seg.cli.settings import parse_overrides
     from ssl_seg.data.audit.doctor import audit
     from ssl_seg.data.findings import findings_to_dict

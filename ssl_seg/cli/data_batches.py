@@ -38,7 +38,7 @@ def data_batches(
     set_: o.Set = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Show what the batches of a training hold, beside what its labeled cases and settings promise."""
+    """Compare what the batches of a training hold with what its labeled cases and settings promise."""
     from ssl_seg.cli.settings import make_layers
     from ssl_seg.data.findings import findings_to_dict
 

@@ -28,7 +28,7 @@ def demo(
     ] = None,
     steps: Annotated[int, typer.Option(help="Steps of each training.", min=20, max=10**9)] = 100,
 ) -> None:
-    """Show the main job on synthetic particles: 1 % labels, then 10 % from that start, beside a supervised baseline."""
+    """Show the main workflow on synthetic particles: 1 % labels, then 10 % from there, beside a supervised baseline."""
     announce()
     from ssl_seg.files import next_free
     from ssl_seg.report.case_pictures import choose_spread, draw_cases
@@ -51,7 +51,7 @@ def demo(
     result = evaluate(request)
     draw_cases(request, choose_spread(result["cases"], 5), result["which"], picture)
     show(f"wrote {picture}")
-    show("one seed and few steps: this shows the way, not which method is better")
+    show("one seed and few steps: this shows how it works, not which method is better")
 
 
 def _train(out: Path, steps: int, title: str, labels: float, method: str, parent: Path | None) -> TrainResult:

@@ -39,14 +39,14 @@ def diagnose(
     seconds: Annotated[
         float,
         typer.Option(
-            help="From the start; after this time no further image is looked at. More than 120 are for all images.",
+            help="Time after which no further image is examined; above 120, all images may be, else 30 of each part.",
             parser=o.number_parser("--seconds", o.FROM_1, "120"),
         ),
     ] = 120,
     require_f1: Annotated[
         float | None,
         typer.Option(
-            help="Exit code 3 when the F1 on validation, of several classes their mean, is lower.",
+            help="Exit with code 3 when the validation F1 (mean of classes) is lower.",
             parser=o.number_parser("--require-f1", o.FROM_0_TO_1, "0.7"),
         ),
     ] = None,

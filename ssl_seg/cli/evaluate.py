@@ -25,12 +25,15 @@ def evaluate(
     layout: o.OtherLayout = None,
     split: Annotated[Path | None, typer.Option(help="Split file; by default that of the training.")] = None,
     test: Annotated[bool, typer.Option("--test", help="Open the sealed test list; each opening is recorded.")] = False,
-    all_: Annotated[bool, typer.Option("--all", help="Score all labeled cases that were not trained with.")] = False,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Score all labeled cases that were not used in training.")
+    ] = False,
     ensemble: Annotated[
-        bool, typer.Option("--ensemble", help="Score the mean of the probabilities of all checkpoints too.")
+        bool, typer.Option("--ensemble", help="Also score the mean of all checkpoints' probabilities.")
     ] = False,
     which: Annotated[
-        o.Net | None, typer.Option(help="Score one net only.", show_default="both; of several checkpoints the better")
+        o.Net | None,
+        typer.Option(help="Score one net only.", show_default="both; the better one for several checkpoints"),
     ] = None,
     overlap: o.Overlap = 0.25,
     threshold: o.Threshold = None,
@@ -38,14 +41,14 @@ def evaluate(
     set_: o.DataSet = None,
     accelerator: o.Accelerator = None,
     figure: Annotated[Path | None, typer.Option(help="Write a picture of the worst, median and best cases.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="Write all figures of each case as a table.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write all scores of each case as a table.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
     as_json: o.AsJson = False,
 ) -> None:
-    """Score a checkpoint per case and pooled, beside trivial baselines: on validation unless told otherwise.
+    """Score a checkpoint per case and pooled, beside trivial baselines; on validation by default.
 
-    Several checkpoints are compared on the same cases. A cross-validation is scored out of fold, with --test as an
-    ensemble.
+    Several checkpoints are compared on the same cases. A cross-validation is scored out of fold, or
+    as an ensemble with --test.
     """
     from ssl_seg.cli.evaluate_tables import print_result, write_cases
     from ssl_seg.cli.settings import parse_overrides

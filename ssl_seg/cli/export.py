@@ -31,7 +31,7 @@ def export(
 ) -> None:
     """Write a network to a file that runs without ssl-seg, and check it on validation images.
 
-    The file holds normalization, patch size, threshold, label values and voxel size too.
+    The file also holds normalization, patch size, threshold, label values and voxel size.
     """
     found = take_one_checkpoint(checkpoint)
     announce(describe_loading([found]))

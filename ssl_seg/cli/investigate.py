@@ -26,7 +26,7 @@ MOST_SHOWN = 4
 def investigate(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="RUN...", help="Runs to add to the table, also before they are trained."),
+        typer.Argument(metavar="RUN...", help="Runs to add to the table, even before they are trained."),
     ] = None,
     file: Annotated[
         Path | None,
@@ -34,10 +34,10 @@ def investigate(
     ] = None,
     hypothesis: Annotated[str, typer.Option(help="Why the change of the last RUN should help.")] = "",
     expect: Annotated[
-        float | None, typer.Option(help="Least gain of F1 expected of it; negative: largest loss accepted.")
+        float | None, typer.Option(help="Smallest expected gain of F1; if negative, the largest accepted loss.")
     ] = None,
     against: Annotated[
-        Path | None, typer.Option(help="Run that it is compared with.", show_default="the one above it")
+        Path | None, typer.Option(help="Run to compare it with.", show_default="the one above it")
     ] = None,
     if_confirmed: Annotated[str, typer.Option(help="What to do when the gain is as expected.")] = "",
     if_refuted: Annotated[str, typer.Option(help="What to do when it is not.")] = "",

@@ -40,7 +40,7 @@ def ladder(
     gate: Annotated[
         Literal["none", "margin", "interval"] | None,
         typer.Option(
-            help="What a rung must show for the next one to start from it: a margin over predicting foreground "
+            help="What a rung must show before the next one starts from it: a margin over predicting foreground "
             "everywhere, one whose 95 % interval lies above 0, or nothing.",
             show_default="margin",
         ),
@@ -51,7 +51,7 @@ def ladder(
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue the ladder in this directory.")] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Go on although the gate refuses a rung, or one has collapsed.")
+        bool, typer.Option("--force", help="Continue even if the gate refuses a rung, or one has collapsed.")
     ] = False,
     allow_split: o.AllowSplit = False,
     devices: o.Devices = None,
@@ -63,7 +63,7 @@ def ladder(
 ) -> None:
     """Train with more and more labels, each rung from the best one below: --labels 0.01 0.10 1.0
 
-    Each rung is what `train --labels L --bootstrap PARENT` does, on one split. Exit code 3 where a gate or
+    Each rung is what `train --labels L --bootstrap PARENT` does, on one split. Exit code 3 if a gate or
     the monitor ends it.
     """
     given = dict(locals())
@@ -142,11 +142,11 @@ def _explain(rung: Rung, result: LabelLadder, resume: str) -> None:
     if rung.status == "refused" and rung.scores:
         show(f"rung {rung.number} (labels {rung.amount}) was ended by a gate: {rung.message}", err=True)
     elif rung.status == "refused":
-        show(f"rung {rung.number} (labels {rung.amount}) was not begun: {rung.message}", err=True)
+        show(f"rung {rung.number} (labels {rung.amount}) did not start: {rung.message}", err=True)
     else:
         show(
             f"rung {rung.number} (labels {rung.amount}) was stopped by the monitor: {', '.join(rung.codes)}\n"
             f"  next: ssl-seg diagnose {quote(result.run_of(rung).last)}",
             err=True,
         )
-    show(f"to go on all the same, from the best rung so far: {resume} --force", err=True)
+    show(f"to continue anyway, from the best rung so far: {resume} --force", err=True)

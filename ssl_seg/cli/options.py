@@ -146,24 +146,27 @@ Data = Annotated[
 ]
 OtherData = Annotated[str | None, typer.Option(help="Folder; by default that of the training.")]
 LayoutName = Annotated[
-    str | None, typer.Option(help="How the files lie; recognized unless given. `ssl-seg data layouts` lists them.")
+    str | None, typer.Option(help="Layout of the files; recognized unless given. `ssl-seg data layouts` lists them.")
 ]
 OtherLayout = Annotated[
-    str | None, typer.Option(help="How the files of --data lie; recognized unless given.", show_default=False)
+    str | None, typer.Option(help="Layout of the files of --data; recognized unless given.", show_default=False)
 ]
 Groups = Annotated[
     Path | None,
     typer.Option(
-        help="CSV with name,group; a group stays in one part. none keeps nothing together.",
+        help="CSV with name,group; a group stays in one part of the split. none: no groups.",
         show_default="DATA/groups.csv, else what names such as patient03_slice07 show",
     ),
 ]
 Unlabeled = Annotated[Path | None, typer.Option(help="Folder of further unlabeled images.")]
 TaskName = Annotated[
     Literal["semantic", "instances"] | None,
-    typer.Option(help="What to learn: classes of voxels, or objects, which the masks number.", show_default="semantic"),
+    typer.Option(help="What to learn: classes of voxels, or objects that the masks number.", show_default="semantic"),
 ]
-SplitFile = Annotated[Path | None, typer.Option(help="Split file of `ssl-seg split make`; else made from the seed.")]
+SplitFile = Annotated[
+    Path | None,
+    typer.Option(help="Split file from `ssl-seg split make`; without one, the split is made from the seed."),
+]
 LabelsOption = Annotated[
     float | None,
     typer.Option(
@@ -179,20 +182,20 @@ LabelList = Annotated[
 MoreLabels = Annotated[list[str] | None, typer.Argument(hidden=True)]
 MethodName = Annotated[str | None, typer.Option(help="Learning method; `ssl-seg methods` lists them.")]
 NetworkName = Annotated[str | None, typer.Option(help="Network; `ssl-seg networks` lists them.")]
-EncoderName = Annotated[
-    str | None, typer.Option(help="Encoder of encoder_unet: efficientnet_lite0, or a model of timm.")
+EncoderName = Annotated[str | None, typer.Option(help="Encoder of encoder_unet: efficientnet_lite0, or a timm model.")]
+EncoderWeights = Annotated[
+    str | None, typer.Option(help="Initial weights of the encoder.", metavar="imagenet|none|FILE")
 ]
-EncoderWeights = Annotated[str | None, typer.Option(help="What the encoder starts from.", metavar="imagenet|none|FILE")]
 Pretrained = Annotated[
-    Path | None, typer.Option(help="Start with the weights of this run of `ssl-seg pretrain`, all but the head.")
+    Path | None, typer.Option(help="Start from the weights of this `ssl-seg pretrain` run, all but the head.")
 ]
 Steps = Annotated[int | None, typer.Option(help="Optimizer steps of each training.")]
 Epochs = Annotated[int | None, typer.Option(help="Length in epochs of length.steps_per_epoch steps.", min=1)]
 Rounds = Annotated[
     int,
     typer.Option(
-        help="Rounds of self-training: the best network so far labels the unlabeled images, and the half that earlier "
-        "networks agree on most is trained with as well, from scratch.",
+        help="Rounds of self-training: the best network so far labels the unlabeled images; the next training starts "
+        "from scratch and adds the half that earlier networks agree on most.",
         min=0,
         max=100,
     ),
@@ -200,28 +203,26 @@ Rounds = Annotated[
 Minutes = Annotated[
     float | None,
     typer.Option(
-        help="As many steps as fit into these minutes on this machine, from the first step to the final scores; the "
-        "steps of the first rung or fold hold for all."
+        help="Train for as many steps as fit into this time on this machine, final scores included; all rungs or folds "
+        "take as many steps as the first."
     ),
 ]
 LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
 BatchSize = Annotated[int | None, typer.Option(help="Labeled patches in a batch.")]
 RunSeed = Annotated[int | None, typer.Option(help="Seed of the training; the split has its own, split.seed.")]
 AllowSplit = Annotated[
-    bool, typer.Option("--allow-split", help="Train although the split check finds a fault; recorded in the run.")
+    bool, typer.Option("--allow-split", help="Train even though the split check finds a fault; the run records it.")
 ]
 Devices = Annotated[int | None, typer.Option(help="Processes on this node, one device each.")]
-NumNodes = Annotated[int | None, typer.Option(help="Nodes, when started by torchrun or SLURM.")]
+NumNodes = Annotated[int | None, typer.Option(help="Number of nodes, when started by torchrun or SLURM.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. optim.lr=1e-4. Repeatable."),
 ]
-NoLive = Annotated[
-    bool, typer.Option("--no-live", help="Print lines as in a pipe, also on a terminal, instead of a live view.")
-]
+NoLive = Annotated[bool, typer.Option("--no-live", help="Print plain lines instead of a live view.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show only errors and the result; train.log has the rest.")]
 Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Beside the live view, show the reasons of the plan and all details.")
+    bool, typer.Option("--verbose", "-v", help="Show the reasons for the plan and all details beside the live view.")
 ]
 DataSet = Annotated[
     list[str] | None,
@@ -233,7 +234,7 @@ DataSet = Annotated[
     ),
 ]
 Accelerator = Annotated[
-    DeviceKind | None, typer.Option(help="Where to compute.", show_default="as in training, where it is here")
+    DeviceKind | None, typer.Option(help="Where to compute.", show_default="as in training, if this machine has it")
 ]
 Overlap = Annotated[
     float,
@@ -244,14 +245,14 @@ Overlap = Annotated[
 Threshold = Annotated[
     float | None,
     typer.Option(
-        help="Foreground where its probability is above this; two classes only.",
+        help="Probability above which a voxel is foreground; two classes only.",
         show_default="that of `ssl-seg calibrate`, else prediction.threshold of the training, else 0.5",
         parser=number_parser("--threshold", PROBABILITY, "0.4"),
     ),
 ]
-Uncalibrated = Annotated[bool, typer.Option("--uncalibrated", help="Leave out what `ssl-seg calibrate` has stored.")]
+Uncalibrated = Annotated[bool, typer.Option("--uncalibrated", help="Ignore what `ssl-seg calibrate` has stored.")]
 Figure = Annotated[Path | None, typer.Option(help="Write a picture to this file.")]
 ReportPage = Annotated[
-    Path | None, typer.Option("--report", help="Write a page of HTML, one file: verdict, pictures, tables.")
+    Path | None, typer.Option("--report", help="Write an HTML page, a single file: verdict, pictures, tables.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]

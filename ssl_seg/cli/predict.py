@@ -34,47 +34,51 @@ def predict(
     ],
     with_: Annotated[
         list[Path] | None,
-        typer.Option("--with", metavar="CHECKPOINT", help="Take the mean with this checkpoint's. Repeatable."),
+        typer.Option(
+            "--with", metavar="CHECKPOINT", help="Average the probabilities with this checkpoint's. Repeatable."
+        ),
     ] = None,
     which: o.WhichNet = None,
     overlap: o.Overlap = 0.25,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Write probabilities beside the masks.")
     ] = False,
-    uint8: Annotated[bool, typer.Option("--uint8", help="Write probabilities, as 0 to 255.")] = False,
+    uint8: Annotated[bool, typer.Option("--uint8", help="Write probabilities, scaled to 0 to 255.")] = False,
     tta: Annotated[
-        bool, typer.Option("--tta", help="Predict mirrored and turned windows too: 4 to 16 times the work.")
+        bool, typer.Option("--tta", help="Also predict mirrored and turned windows: 4 to 16 times the work.")
     ] = False,
     uncertainty: Annotated[
-        bool, typer.Option("--uncertainty", help="Write the entropy, and the variance of --tta or several networks.")
+        bool, typer.Option("--uncertainty", help="Write the entropy, and the variance over --tta or several networks.")
     ] = False,
     objects: Annotated[
         bool, typer.Option("--objects", help="Write connected parts as label images, and a table of them.")
     ] = False,
     format_: Annotated[
         MaskFormat | None,
-        typer.Option("--format", help="Of the masks in a folder.", show_default="png; tif or nii.gz of volumes"),
+        typer.Option(
+            "--format", help="Format of the masks in a folder.", show_default="png; tif or nii.gz for volumes"
+        ),
     ] = None,
     spacing: Annotated[
         str | None, typer.Option(help="Voxel size along z,y,x, e.g. 2.5,1,1.", show_default="that of each file")
     ] = None,
     threshold: o.Threshold = None,
     uncalibrated: o.Uncalibrated = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make masks anew that are there already.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace masks that are there already.")] = False,
     accelerator: o.Accelerator = None,
     workers: Annotated[
         int, typer.Option("--workers", help="Processes that share the images, and the pieces of large ones.", min=1)
     ] = 1,
-    figure: Annotated[Path | None, typer.Option(help="Write a picture of five of the images with their masks.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Write a picture of five images with their masks.")] = None,
 ) -> None:
     """Write masks for an image or a folder, 2D or 3D, with the label values of the training masks.
 
-    With several checkpoints, or a cross-validation, the masks are those of the mean of their probabilities.
+    With several checkpoints, or a cross-validation, masks are made from the mean of their probabilities.
 
-    Images that cannot be predicted are named at the end. The same command goes on after an interruption.
+    Images that cannot be predicted are named at the end. After an interruption, the same command resumes.
 
-    Large images are made in pieces. Pieces and images are shared by the --workers, and by all that are given the same
-    command.
+    Large images are predicted in pieces. All --workers share the images and pieces, and so do further processes started
+    with the same command.
     """
     from ssl_seg.results.mask_files import check_places
 

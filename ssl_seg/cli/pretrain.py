@@ -36,10 +36,10 @@ def pretrain(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Teach the network to paint hidden blocks of the training images, before it is trained; it looks at no label.
+    """Pre-train the network without labels: it learns to fill in hidden blocks of the training images.
 
-    A few masks must be there all the same: validation and test cases are set aside first, and only images of the
-    training pool are looked at. Then: ssl-seg train --pretrained RUN
+    A few masks are needed all the same: validation and test cases are set aside first, and only images of the training
+    pool are used. Then: ssl-seg train --pretrained RUN
     """
     given = dict(locals())
     from ssl_seg.cli.settings import check_paths, make_layers

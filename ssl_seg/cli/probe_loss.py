@@ -30,7 +30,7 @@ def probe_loss(
     data: o.Data = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="Probe with the student of this checkpoint or run too."),
+        typer.Option(help="Also probe with the student of this checkpoint or run."),
     ] = None,
     batches: Annotated[int, typer.Option(help="Training batches to look at.", min=1, max=10**6)] = 4,
     accelerator: o.Accelerator = None,
@@ -38,7 +38,7 @@ def probe_loss(
     set_: o.Set = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Question a loss before a training: its trivial solutions, conflicts, gradient shares, and what each cost does."""
+    """Check a loss before you train with it: trivial solutions, conflicts, gradient shares, and what each cost does."""
     from ssl_seg.cli.settings import make_layers
     from ssl_seg.config.layers import Layer, nest
     from ssl_seg.data.findings import findings_to_dict

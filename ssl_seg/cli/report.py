@@ -16,18 +16,18 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="Directories of runs, finished or not; or one of a ladder, cross-validation or ablation.",
+            help="Directories of runs, finished or not; or that of a ladder, cross-validation or ablation.",
             show_default=False,
         ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="HTML file to write.", show_default="RUN/report.html; of several runs comparison.html"),
+        typer.Option(help="HTML file to write.", show_default="RUN/report.html; comparison.html for several runs"),
     ] = None,
 ) -> None:
     """Write a page that says at a glance how a run went: verdict, score, curves, cases, settings.
 
-    One file that needs no network. Several runs are compared, with paired differences on the cases that they share.
+    The page is a single file that works offline. Several runs are compared by paired differences on their common cases.
     """
     from ssl_seg.errors import ConfigError
     from ssl_seg.report.run_report import write_report_page
@@ -41,12 +41,10 @@ def report(
 
 def export_log(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)],
-    to: Annotated[
-        str, typer.Option(help="Program that reads the log: tensorboard, mlflow or wandb.", show_default=False)
-    ],
+    to: Annotated[str, typer.Option(help="Tracker to write for: tensorboard, mlflow or wandb.", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="Folder to create.", show_default="RUN/tensorboard, ...")] = None,
 ) -> None:
-    """Write the records of a run, metrics.jsonl, for another program; `train --log` does so while it trains."""
+    """Write the records of a run, metrics.jsonl, for a tracker; `train --log` does so during training."""
     from ssl_seg.run.directory import open_run_dir
     from ssl_seg.run.sinks import export_log as write
 

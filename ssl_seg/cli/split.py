@@ -20,7 +20,7 @@ NearCopiesOption = Annotated[
     Literal["keep_together", "ignore"],
     typer.Option(
         "--near-copies",
-        help="keep_together: images that are nearly the same belong in one part; ignore: they may be in several.",
+        help="keep_together: nearly equal images belong in one part; ignore: they may be in several.",
     ),
 ]
 
@@ -38,10 +38,10 @@ def split_make(
     ] = None,
     test: Annotated[
         float | None,
-        typer.Option(help="Share of the labeled cases sealed for the test.", show_default="test/, or 0.20"),
+        typer.Option(help="Share of the labeled cases to seal for the test.", show_default="test/, or 0.20"),
     ] = None,
     folds: Annotated[
-        int | None, typer.Option(help="Write one file a fold of a cross-validation; the test list is the same in all.")
+        int | None, typer.Option(help="Write one file per fold of a cross-validation, all with the same test list.")
     ] = None,
     out: Annotated[
         Path | None,
@@ -91,7 +91,7 @@ def split_make(
 def split_check(
     split: Annotated[Path, typer.Argument(help="Split file.", show_default=False)],
     data: Annotated[
-        str | None, typer.Option(help="Folder or manifest, to check images, foreground and classes too.")
+        str | None, typer.Option(help="Folder or manifest; also check images, foreground and classes.")
     ] = None,
     layout: o.LayoutName = None,
     groups: o.Groups = None,

@@ -38,12 +38,12 @@ def suggest(
     strategy: Annotated[
         StrategyName,
         typer.Option(
-            help="clasp_pe: where the network is uncertain, by class, with noise; diversity: what its encoder sees as "
-            "far from all labeled images; random: any in which it finds foreground."
+            help="clasp_pe: where the network is uncertain, by class, with noise; diversity: what its encoder places "
+            "farthest from all labeled images; random: any in which it finds foreground."
         ),
     ] = StrategyName.CLASP_PE,
     round_: Annotated[
-        int, typer.Option("--round", help="Which round of labeling this is: the noise of clasp_pe falls.", min=1)
+        int, typer.Option("--round", help="Number of the labeling round; the noise of clasp_pe falls with it.", min=1)
     ] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the draws.", min=0)] = 0,
     which: o.WhichNet = None,
@@ -51,11 +51,11 @@ def suggest(
     figure: o.Figure = None,
     copy: Annotated[
         Path | None,
-        typer.Option(help="Folder to create: images/ and masks/ with predicted masks, to be corrected."),
+        typer.Option(help="Folder to create, with images/ and predicted masks/ to correct."),
     ] = None,
     accelerator: o.Accelerator = None,
 ) -> None:
-    """Say which unlabeled images to label next: only training images of the run without a mask are suggested.
+    """Suggest which unlabeled images to label next, out of the run's training images without a mask.
 
     After labeling, put images and masks into the data folder and train again.
     """

@@ -28,7 +28,7 @@ def train(
     labels: o.LabelsOption = None,
     folds: Annotated[int | None, typer.Option(help="Number of cross-validation folds.")] = None,
     fold: Annotated[
-        str | None, typer.Option(help="The fold to validate on, from 0; or all, one after the other.", metavar="N|all")
+        str | None, typer.Option(help="Fold to validate on, from 0; or all, one after the other.", metavar="N|all")
     ] = None,
     method: o.MethodName = None,
     network: o.NetworkName = None,
@@ -47,7 +47,7 @@ def train(
     ] = None,
     bootstrap: Annotated[
         Path | None,
-        typer.Option(help="Start from this checkpoint or run; its settings and split hold where not given."),
+        typer.Option(help="Start from this checkpoint or run, with its settings and split unless others are given."),
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Continue the run, or the cross-validation, in this directory.")
@@ -59,10 +59,10 @@ def train(
     set_: o.Set = None,
     log: Annotated[
         list[str] | None,
-        typer.Option(help="Write the records for this program too: tensorboard, mlflow or wandb. Repeatable."),
+        typer.Option(help="Also log to this tracker: tensorboard, mlflow or wandb. Repeatable."),
     ] = None,
     profile: Annotated[
-        int | None, typer.Option(min=1, help="Record where the time of so many steps goes, in RUN/profile.txt.")
+        int | None, typer.Option(min=1, help="Profile this many steps; RUN/profile.txt has where the time goes.")
     ] = None,
     no_live: o.NoLive = False,
     quiet: o.Quiet = False,
@@ -105,10 +105,10 @@ def train(
     if fold == "all" or (resume is not None and FOLDS.is_in(resume)):
         if log:
             raise ConfigError(
-                "--log is of a single training: ssl-seg export-log writes the records of each fold afterwards"
+                "--log works with a single training only: ssl-seg export-log writes the records of each fold afterwards"
             )
         if profile:
-            raise ConfigError("--profile is of a single training: give one --fold")
+            raise ConfigError("--profile works with a single training only: give one --fold")
         if bootstrap is not None:
             raise ConfigError("--resume continues a cross-validation with its own settings: leave out --bootstrap")
         check_paths(request.settings)
@@ -157,7 +157,7 @@ def _report(result: TrainResult) -> None:
     used = result.scores["selected"]["net"]
     show(f"verdict: {' '.join([verdict.level, ', '.join(describe_codes(verdict, used))]).rstrip()}")
     if result.ending == "refused":
-        show(f"next: change the settings or the gates; what it has learned so far: ssl-seg diagnose {quote(run.best)}")
+        show(f"next: change the settings or the gates; what it has learned: ssl-seg diagnose {quote(run.best)}")
     elif verdict.level == "collapsed":
         show(f"do not use the networks of the last step; next: ssl-seg diagnose {quote(run.last)}")
     elif result.scores[used]["margin"] <= 0:
@@ -192,10 +192,10 @@ def print_scores(title: str, runs: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 _OTHERS = {
-    "resume": "goes on with what was begun: `ssl-seg ladder --resume DIR` goes on with rounds",
+    "resume": "continues a training, and `ssl-seg ladder --resume DIR` continues rounds",
     "fold": "trains a fold of a cross-validation",
     "folds": "divides the cases for a cross-validation",
-    "bootstrap": "starts from a network that is there already, and rounds start from scratch",
+    "bootstrap": "starts from an existing network, and rounds start from scratch",
 }
 """Options that say something else -> what."""
 

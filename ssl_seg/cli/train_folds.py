@@ -36,17 +36,19 @@ def check_folds(
         return
     given = "--folds" if folds is not None else "--fold"
     if resume is not None:
-        raise ConfigError(f"{given}: --resume goes on with the folds that the run was begun with; leave out {given}")
+        raise ConfigError(f"{given}: --resume continues with the folds that the run started with; leave out {given}")
     if bootstrap is not None:
         raise ConfigError(
-            f"{given}: a network to start from (--bootstrap) has seen cases that are validation in some fold: "
-            "a cross-validation starts from scratch"
+            f"{given}: a network to start from (--bootstrap) has seen the validation cases of some folds, so a "
+            "cross-validation starts from scratch; leave out --bootstrap"
         )
     if split is not None:
-        raise ConfigError(f"{given}: --split {split} is one split, and folds are made anew from the data: give one")
+        raise ConfigError(
+            f"{given}: --split {split} is a single split, and folds are new splits of the data: give only one of them"
+        )
     count = folds if folds is not None else settings.get("split.folds")
     if count is None:
-        raise ConfigError(f"--fold {fold}: of how many folds? Give --folds 5 --fold {fold}")
+        raise ConfigError(f"--fold {fold}: the number of folds is missing; write --folds 5 --fold {fold}")
     if not isinstance(count, int) or count < 2:
         raise ConfigError(f"--folds {count}: a cross-validation has at least 2 folds, for example --folds 5")
     if fold is not None and fold != "all" and not (fold.isdecimal() and int(fold) < count):
@@ -86,7 +88,7 @@ def _report(result: CrossValidation) -> None:
 
     summary = summarize_folds(result.trainings)
     print_rows(f"{len(result.trainings)} folds, validation, {result.path}", make_fold_rows(result, summary))
-    show("margin: of the better network of each fold. The folds share training cases: sd is no standard error")
+    show("margin: that of the better network of each fold; folds share training cases, so sd is not a standard error")
     for fold in result.trainings:
         for line in describe_absent(fold.summarize(fold.net)):
             show(f"{fold.name}: {line}")

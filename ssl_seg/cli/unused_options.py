@@ -22,35 +22,35 @@ IDLE: dict[str, Unused] = {
     # command -> option -> (needs one of these, does nothing with any of these, what it does)
     "train": {
         "--force": (("--bootstrap", "--rounds"), ("--resume",), "starts from a parent that the gate refuses"),
-        "--log": ((), ("--rounds",), "writes the records of a single training for another program"),
-        "--profile": ((), ("--rounds",), "records steps of a single training"),
+        "--log": ((), ("--rounds",), "logs a single training to a tracker"),
+        "--profile": ((), ("--rounds",), "profiles the steps of a single training"),
         **_SHOWN,
     },
     "pretrain": _SHOWN,
     "ladder": _SHOWN,
     "ablate": {
-        "--workers": ((), ("--ray", "--dry-run", "--report"), "trains so many cells at a time on this machine"),
+        "--workers": ((), ("--ray", "--dry-run", "--report"), "sets how many cells train at a time on this machine"),
         "--cpus-per-cell": (("--ray",), ("--dry-run", "--report"), "asks a Ray cluster for cores"),
         "--gpus-per-cell": (("--ray",), ("--report",), "asks a Ray cluster for GPUs"),
         "--ray": ((), ("--report",), "trains on a Ray cluster"),
-        "--report": ((), ("--dry-run",), "writes the tables of what is trained"),
+        "--report": ((), ("--dry-run",), "writes the tables of finished cells"),
         "--json": ((), ("--dry-run",), "prints the results"),
     },
     "evaluate": {
-        "--layout": (("--data",), (), "says how the files of another folder lie"),
-        "--uncalibrated": ((), ("--ensemble",), "leaves out what calibrate has stored of single networks"),
+        "--layout": (("--data",), (), "gives the layout of another folder"),
+        "--uncalibrated": ((), ("--ensemble",), "ignores what calibrate has stored for single networks"),
     },
     "diagnose": {
-        "--layout": (("--data",), (), "says how the files of another folder lie"),
+        "--layout": (("--data",), (), "gives the layout of another folder"),
         "--masks": (("--predictions",), (), "gives the true masks of a folder of predictions"),
         "--data": ((), ("--predictions",), "gives another folder of cases for a checkpoint"),
         "--which": ((), ("--predictions",), "chooses a network of a checkpoint"),
-        "--accelerator": ((), ("--predictions",), "chooses where a network is computed"),
+        "--accelerator": ((), ("--predictions",), "chooses the device that a network runs on"),
     },
     "split check": {
         name: (("--data",), (), what)
         for name, what in {
-            "--layout": "says how the files lie",
+            "--layout": "gives the layout of the files",
             "--groups": "says which cases belong together",
             "--unlabeled": "adds unlabeled cases",
             "--set": "says what mask values mean",

@@ -88,4 +88,4 @@ def test_a_training_is_the_same_with_a_profile(particles_dir: Path, tmp_path: Pa
     assert not (tmp_path / "plain" / TABLE_FILE).exists()
     code, _, said = cli(*given, "--folds", 2, "--fold", "all", "--profile", 2)
     assert code == 2
-    assert "--profile is of a single training" in said
+    assert "--profile works with a single training" in said

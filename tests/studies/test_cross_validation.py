@@ -247,8 +247,8 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["--fold", "1"], "of how many folds? Give --folds 5 --fold 1"),
-            (["--fold", "all"], "of how many folds?"),
+            (["--fold", "1"], "the number of folds is missing; write --folds 5 --fold 1"),
+            (["--fold", "all"], "the number of folds is missing"),
             (["--folds", "1"], "at least 2 folds"),
             (["--folds", "3", "--fold", "3"], "the 3 folds are 0 to 2, or all"),
             (["--folds", "3", "--fold", "-1"], "the 3 folds are 0 to 2, or all"),

@@ -442,7 +442,7 @@ class TestCommand:
         out = tmp_path / "l"
         code, stdout, stderr = cli("ladder", "--config", config, "--labels", 0.5, 1.0, "--out", out)
         assert code == 3
-        assert "rung 2 (labels 1.0) was not begun" in stderr
+        assert "rung 2 (labels 1.0) did not start" in stderr
         assert "not above trivial" in stderr
         assert f"ssl-seg ladder --resume {out} --force" in stderr
         rows = [line.split() for line in stdout.splitlines()]

@@ -20,7 +20,7 @@ BIAS_THAT_MATTERS = 0.10
 BIAS_THAT_SHOWS = 0.25
 """Relative difference of a mean that is worth a word even where it may well be chance."""
 RARE_PERCENT = 0.5
-"""Percentile of random draws below (or above, mirrored) which a mean is hardly chance: 2.6 standard errors away."""
+"""Percent of random draws at each end; a mean out there is hardly chance: more than 2.6 standard errors away."""
 SHIFT_PERCENTILE = 99.0
 """A distribution farther off than this share of random draws is worth a warning."""
 FEW_VALIDATION_CASES = 10
