@@ -154,7 +154,7 @@ def _run_cells(cells: Sequence[Cell], place: Path, spec: AblationSpec, launcher:
 
         ending = execute(cells, place, spec.score, launcher, watch)
     if ending == "interrupted":
-        show(f"interrupted; finished cells are kept in {place}. The same command goes on.", err=True)
+        show(f"interrupted; finished cells are kept in {place}. Run the same command to resume.", err=True)
         raise typer.Exit(INTERRUPTED)
 
 

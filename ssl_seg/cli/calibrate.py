@@ -119,7 +119,7 @@ def _describe_scaling(result: Row) -> str:
     ece, biases = result["ece"], ", ".join(f"{bias:+.2f}" for bias in result["biases"][1:])
     error = f"calibration error {ece['before']:.4f} -> {ece['after']:.4f} on left-out cases"
     if result["temperature"] == 1 and not any(result["biases"]):
-        return f"probabilities stay as they are: {error}, which is no gain"
+        return f"probabilities stay as they are: {error}, not a gain"
     return f"temperature {result['temperature']:.2f}, bias {biases}: {error}"
 
 

@@ -149,8 +149,8 @@ def _note_collapse(given: Path, taken: Path) -> None:
     ending = run.read_ending() or {}
     if ending.get("verdict") == "collapsed" and taken == run.best and run.last.is_file():
         _note(
-            f"the run ended collapsed ({', '.join(ending['codes'])}), and best.pt is the best of before. "
-            f"Its last networks: `ssl-seg diagnose {quote(run.last)}`"
+            f"the run ended collapsed ({', '.join(ending['codes'])}); best.pt is from before that. "
+            f"For its last networks: `ssl-seg diagnose {quote(run.last)}`"
         )
 
 

@@ -62,7 +62,7 @@ def evaluate(
             "--test and --all exclude each other: --all scores every labeled case, whatever list it is in"
         )
     if markdown and as_json:
-        raise ConfigError("--markdown and --json exclude each other: both say what is printed")
+        raise ConfigError("--markdown and --json exclude each other: each sets the output format")
     check_new_file(figure)
     check_new_file(csv, "--csv", (".csv",))
     found = [take_checkpoint(path) for path in checkpoints]

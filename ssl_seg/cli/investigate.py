@@ -68,8 +68,8 @@ def investigate(
     print_table(str(place), list(COLUMNS), rows)
     for trial in trials:
         if trial.stated_late:
-            show(f"note: what {trial.name} was to show was written down after it had ended")
-    show("note: intervals are over cases, for these trainings; whether other seeds agree, `ssl-seg ablate` tells")
+            show(f"note: the expectation for {trial.name} was written down only after it had ended")
+    show("note: intervals are over cases, for these trainings only; `ssl-seg ablate` tells whether other seeds agree")
 
 
 def _find_file(file: Path | None, runs: Sequence[Path] | None) -> Path:

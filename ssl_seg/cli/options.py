@@ -14,11 +14,11 @@ NumberRule = tuple[str, Callable[[float], bool]]
 """What a number must be, and the test of it."""
 
 POSITIVE: NumberRule = ("a number above 0", lambda value: value > 0)
-NOT_NEGATIVE: NumberRule = ("a number from 0 on", lambda value: value >= 0)
+NOT_NEGATIVE: NumberRule = ("0 or a larger number", lambda value: value >= 0)
 PROBABILITY: NumberRule = ("a number above 0 and below 1", lambda value: 0 < value < 1)
 FROM_0_TO_1: NumberRule = ("a number from 0 to 1", lambda value: 0 <= value <= 1)
 FROM_0_TO_0_9: NumberRule = ("a number from 0 to 0.9", lambda value: 0 <= value <= 0.9)
-FROM_1: NumberRule = ("a number from 1 on", lambda value: value >= 1)
+FROM_1: NumberRule = ("1 or a larger number", lambda value: value >= 1)
 
 
 def number_parser(option: str, rule: NumberRule, example: str) -> Callable[[str | float], float]:
@@ -118,7 +118,7 @@ def parse_seeds(text: str) -> list[int]:
     from ssl_seg.errors import ConfigError
 
     if strangers := [word for word in split_words([text]) if not (word.isascii() and word.isdigit())]:
-        raise ConfigError(f"--seeds {text}: '{strangers[0]}' is no whole number from 0 on, as in --seeds 0,1,2")
+        raise ConfigError(f"--seeds {text}: '{strangers[0]}' is not a whole number of 0 or more, as in --seeds 0,1,2")
     return [int(word) for word in split_words([text])]
 
 

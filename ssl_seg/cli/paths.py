@@ -24,7 +24,7 @@ def check_new_file(path: Path | None, option: str = "--figure", kinds: Sequence[
     if path.exists():
         raise DataError(f"{path} exists already and is not overwritten: choose another name")
     if path.suffix.lower() not in kinds:
-        raise DataError(f"{option} {path}: the suffix says the kind of file, one of {', '.join(kinds)}")
+        raise DataError(f"{option} {path}: the suffix must be one of {', '.join(kinds)}")
     if obstacle := find_obstacle(path):
         raise DataError(f"{option} {path} cannot be written: {obstacle}")
 

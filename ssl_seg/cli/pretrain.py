@@ -22,7 +22,7 @@ def pretrain(
     network: o.NetworkName = None,
     encoder: o.EncoderName = None,
     encoder_weights: o.EncoderWeights = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default="500, on a GPU 2000")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default="500, or 2000 on a GPU")] = None,
     lr: o.LearningRate = None,
     batch_size: Annotated[int | None, typer.Option(help="Patches in a batch.")] = None,
     seed: o.RunSeed = None,
@@ -51,7 +51,7 @@ def pretrain(
     request = TrainRequest(layers, out, resume=resume)
     check_paths(request.settings, out=out, resume=resume)
     if resume is not None and not (resume / PRETRAINING_FILE).is_file():
-        raise RunDirError(f"{resume} is no pre-training: continue it with ssl-seg train --resume {quote(resume)}")
+        raise RunDirError(f"{resume} is not a pre-training: continue it with ssl-seg train --resume {quote(resume)}")
     console = begin(given)
     from ssl_seg.run.pretraining.run import PICTURES
     from ssl_seg.run.pretraining.run import pretrain as run_pretraining

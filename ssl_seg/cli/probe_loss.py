@@ -70,7 +70,7 @@ def probe_loss(
     _print(probe)
     print_findings(findings)
     if not findings:
-        show("nothing to object to")
+        show("no problems found")
     if figure is not None:
         show(f"wrote {figure}")
 
@@ -136,7 +136,7 @@ def _print_knobs(state: StateProbe) -> None:
         for knob in state.knobs
     ]
     if rows:
-        print_rows("what more of a cost does to the predicted foreground", rows)
+        print_rows("effect of a larger cost on the predicted foreground", rows)
 
 
 def _four_digits(values: Mapping[str, float]) -> dict[str, str]:

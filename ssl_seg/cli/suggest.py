@@ -105,7 +105,7 @@ def suggest(
         predict(masks, track("predicting"), note=lambda text: show(text, err=True))
         show(
             f"wrote {len(found)} image(s) to {copy / 'images'} and their predicted masks to {copy / 'masks'}. Correct "
-            "the masks, since whatever reads the folder takes them for the truth; then add both to your data"
+            "the masks, which count as the truth once they are there; then add both to your data"
         )
 
 

@@ -40,7 +40,7 @@ class BootstrapConfig(Section):
             )
         if self.pseudo_label_steps > 0:
             raise ValueError(
-                f"pseudo_label_steps = {self.pseudo_label_steps} begins the average anew after these steps, and "
-                "restart_ema = false goes on with that of the parent: use one of them"
+                f"pseudo_label_steps = {self.pseudo_label_steps} restarts the average after these steps, and "
+                "restart_ema = false continues the parent's: use one of them"
             )
         return self

@@ -60,7 +60,7 @@ def compare_grids(
         if text and framed[0]:
             raise GridMismatchError(
                 f"{name} and {other} lie on different grids: {text}. Their affines are {_show_affine(geometry)} and "
-                f"{_show_affine(other_geometry)}. If their voxels belong together all the same, save {name} with the "
+                f"{_show_affine(other_geometry)}. If their voxels belong together anyway, save {name} with the "
                 f"affine of {other}; else resample it onto that grid."
             )
         return text and f"{name} and {other}: {text}"

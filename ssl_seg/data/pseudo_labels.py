@@ -49,7 +49,8 @@ class PseudoLabelSet:
             )
         if strangers := sorted(self.files.keys() - set(unlabeled)):
             raise SplitError(
-                f"data.pseudo_labels = {self.folder}: {len(strangers)} case(s) are no unlabeled training cases of this "
+                f"data.pseudo_labels = {self.folder}: {len(strangers)} case(s) are not unlabeled training cases of "
+                "this "
                 f"run ({name_examples(strangers)}). Use the split and the labels that they were made with"
             )
         if seen := [i for i in (*split.val, *split.test) if split.image_contents([i]) & self.seen_labels]:

@@ -52,7 +52,7 @@ def parse_location(location: str) -> tuple[str, int]:
     """
     match = re.fullmatch(rf"{_PREFIX}([^/]*)/(\d+)", location)
     if match is None:
-        raise DataError(f"'{location}' is no synthetic case; one looks like {_PREFIX}particles/0007.")
+        raise DataError(f"'{location}' is not a synthetic case; one looks like {_PREFIX}particles/0007.")
     _check_kind(match[1])
     return match[1], int(match[2])
 
@@ -112,7 +112,7 @@ def write_dataset(
     if not 0 <= (count if labeled is None else labeled) <= count:
         raise DataError(f"labeled={labeled} must lie between 0 and the number of images, {count}.")
     if not 0 <= empty <= 1:
-        raise DataError(f"empty={empty} must lie between 0 and 1, as the share of the images in which nothing is.")
+        raise DataError(f"empty={empty} must lie between 0 and 1, as the share of images without any object.")
     with_mask = set(np.random.default_rng([len(KINDS), seed]).permutation(count)[:labeled].tolist())
     without = set(np.random.default_rng([len(KINDS), seed, 1]).permutation(count)[: round(empty * count)].tolist())
     with name_unwritable(folder):

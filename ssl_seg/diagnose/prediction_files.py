@@ -268,7 +268,7 @@ def _read_probability(path: Path, top: float, reading: Reading) -> NDArray[np.fl
     finite = values[np.isfinite(values)]
     if finite.size and (finite.min() < 0 or finite.max() > top * (1 + 1e-6)):
         raise DataError(
-            f"{path}: values from {finite.min():g} to {finite.max():g} are no probabilities (0 to {top:g}). "
+            f"{path}: values from {finite.min():g} to {finite.max():g} are not probabilities (0 to {top:g}). "
             "Save probabilities, not logits, or masks of integers."
         )
     return (values / np.float32(top)).astype(np.float32)

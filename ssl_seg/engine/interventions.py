@@ -83,7 +83,7 @@ class Interventions:
 def _describe(rung: Intervention, ladder: RecoveryState, settings: InterventionSettings) -> str:
     steps = (ladder.next_look or 0) - ladder.acted_at
     if rung == "warn":
-        return f"collapsed; if that lasts for {steps} more steps, something is done about it"
+        return f"collapsed; if that lasts for {steps} more steps, the monitor intervenes"
     if rung == "consistency_off":
         return f"unlabeled patches do not count for {CONSISTENCY_PAUSE * settings.patience} steps"
     if rung == "lower_lr":

@@ -217,7 +217,7 @@ class Policies:
         if (better := judge_rollback(scores, rollback, after.judge_epochs)) is None:
             return None
         before = max(scores[: rollback + 1])
-        found = f"{progress.history[-1]:.3f} is better than {before:.3f}, the best score before it: the run goes on"
+        found = f"{progress.history[-1]:.3f} is better than {before:.3f}, the best score before it: the run continues"
         if not better:
             found = f"in {after.judge_epochs} epochs no score was better than {before:.3f}: the run ends"
         return PolicyEvent("rollback_judged", f"rollback judged: {found}", {"better": better, "best_score": before})

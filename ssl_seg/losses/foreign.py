@@ -104,7 +104,8 @@ def _to_classes(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     outside = ((target < 0) & (target != IGNORE_INDEX)) | (target >= logits.shape[1])
     if outside.any():
         raise ConfigError(
-            f"the target holds {int(target[outside][0])}, which is no class of 0 to {logits.shape[1] - 1}: give class "
+            f"the target holds {int(target[outside][0])}, which is not a class from 0 to {logits.shape[1] - 1}: give "
+            "class "
             f"indices, or 0 and 1; {IGNORE_INDEX} is left out"
         )
     return logits, target

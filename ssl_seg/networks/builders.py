@@ -139,7 +139,7 @@ def check_patch_size(name: str, patch_size: Sequence[int]) -> None:
     spec = get_network_spec(name)
     size = tuple(patch_size)
     if len(size) not in (2, 3) or min(size) < 1:
-        raise NetworkError(f"patch_size {_show(size)} is no patch: give 2 or 3 sizes of at least 1")
+        raise NetworkError(f"patch_size {_show(size)} is not a patch size: give 2 or 3 sizes of at least 1")
     if _fits(spec, size):
         return
     divisor = _show_divisor(spec.divisor(size))

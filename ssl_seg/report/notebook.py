@@ -129,7 +129,7 @@ def load_run(path: Path | str | PathLike[str]) -> TrainedRun:
     record = read_run(path := Path(path))
     ending, final = record.ending, record.final
     if ending is None:
-        raise RunDirError(f"{path}: this run goes on, or was killed: ssl-seg train --resume {quote(path)}")
+        raise RunDirError(f"{path}: this run is still training, or was killed: ssl-seg train --resume {quote(path)}")
     told = [event for event in record.events if event["event"] == "verdict"]
     verdict = Verdict(tuple(RuleFinding(**f) for f in told[-1]["findings"]), told[-1]["action"]) if told else Verdict()
     scores = describe_for_checkpoint(final, final.used.source) if final is not None else {}

@@ -126,7 +126,9 @@ def check_page_file(path: Path) -> None:
     if path.is_file():
         with path.open(encoding="utf-8", errors="replace") as file:
             if _MARK not in file.readline():
-                raise DataError(f"{path} exists and is no page of ssl-seg: it is not overwritten, choose another name")
+                raise DataError(
+                    f"{path} exists and is not a page of ssl-seg: it is not overwritten, choose another name"
+                )
     elif obstacle := find_obstacle(path):
         raise DataError(f"{path} cannot be written: {obstacle}. Name a file in another folder")
 

@@ -101,7 +101,7 @@ class RunningPage:
         ended = self.now()
         self.due = ended + max(PAGE_SECONDS, (ended - begun) / PAGE_SHARE)
         if not self.is_told:
-            self.note(f"report: {path / PAGE_FILE}, written anew every few minutes")
+            self.note(f"report: {path / PAGE_FILE}, updated every few minutes")
         self.is_told = True
 
 

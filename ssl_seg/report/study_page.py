@@ -46,7 +46,7 @@ def make_study_page(path: Path, *, has_links: bool = True) -> Page:
         is_whole = all(fold.scores for fold in validation.trainings)
         rows = make_fold_rows(validation, summarize_folds(validation.trainings) if is_whole else None)
         text = "Margin: of the better network of each fold."
-        text += " Folds share training cases: sd is no standard error." * is_whole
+        text += " Folds share training cases: sd is not a standard error." * is_whole
         tables = [to_table("Folds, each on its validation cases", rows, text)]
         return _make_page(FOLDS, path, tables, [fold.name for fold in validation.trainings], has_links=has_links)
     return _make_ablation_page(path)
@@ -57,7 +57,7 @@ def _make_page(
 ) -> Page:
     records = {name: record for name in names if (record := _read(path / name)) is not None}
     missing = [name for name in names if name not in records]
-    notes = (f"Not begun, or not readable: {', '.join(missing)}.",) if missing else ()
+    notes = (f"Not started, or not readable: {', '.join(missing)}.",) if missing else ()
     linked = [name for name in records if has_links and (path / name / PAGE_FILE).is_file()]
     commands = tuple(f"`ssl-seg report {quote(path / name)}`" for name in records if name not in linked)
     sections = (

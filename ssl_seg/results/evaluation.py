@@ -122,7 +122,7 @@ def evaluate(
     paths = list_members((request.checkpoint, *request.more))
     several, ensemble = len(paths) > 1, request.ensemble or alone
     if ensemble and not several:
-        raise ConfigError("--ensemble: one checkpoint is no ensemble; name at least two")
+        raise ConfigError("--ensemble: one checkpoint is not an ensemble; name at least two")
     device = choose_device_if_given(request.accelerator)
     one_each = several or request.which is not None
     models = open_members(paths, request.which, device) if one_each else (open_model(paths[0], device),)

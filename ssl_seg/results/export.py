@@ -123,7 +123,7 @@ def export(request: ExportRequest, note: Callable[[str], None] = lambda _: None)
                 f"than {LARGEST_DIFFERENCE:g}: it is not written. Try another format ({', '.join(FORMATS)})"
             )
     if calibration is not None and any(own != Cleaning() for own in calibration.cleaning):
-        note(f"{calibration_path(model.path)}: cleaning of masks is no part of the network; the file only tells of it")
+        note(f"{calibration_path(model.path)}: cleaning of masks is not part of the network; the file only mentions it")
     return {**about, "output": str(request.output), "difference": difference, "compared_on": ids}
 
 

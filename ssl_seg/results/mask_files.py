@@ -115,7 +115,7 @@ class MaskRecord:
                     made[line["done"]] = Made(own, line["image"], tuple(line["shape"]), float(line["share"]))
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise DataError(
-                f"{path} cannot be read: choose another output, or give --overwrite to make all masks anew"
+                f"{path} cannot be read: choose another output, or give --overwrite to replace all masks"
             ) from error
         return made
 
@@ -172,7 +172,7 @@ def check_places(source: Path, output: Path) -> None:
     check_text(source)
     if not is_image(source) and not source.is_dir():
         advice = advise_conversion([source.name])
-        raise DataError(f"{source} is no image: known suffixes are {', '.join(sorted(IMAGE_SUFFIXES))}.{advice}")
+        raise DataError(f"{source} is not an image: known suffixes are {', '.join(sorted(IMAGE_SUFFIXES))}.{advice}")
     several = not is_image(source)
     place = output.resolve()
     if output.exists() and place in {source.resolve(), (source / "images").resolve()}:
@@ -183,7 +183,7 @@ def check_places(source: Path, output: Path) -> None:
     if several and (output.is_file() or is_mask_name(output)):
         raise DataError(f"{output} is a file, and the masks of {source} need a folder: choose another output")
     if not several and not is_file and output.is_file():
-        raise DataError(f"{output} is a file, but no {', '.join(MASK_SUFFIXES)} for a mask: choose another output")
+        raise DataError(f"{output} is a file, but not a mask file ({', '.join(MASK_SUFFIXES)}): choose another output")
     if not several and is_image(output) and not is_mask_name(output) and not output.is_dir():
         known = ", ".join(MASK_SUFFIXES)
         raise DataError(f"{output}: masks are not written as {split_suffix(output.name)[1]}: use one of {known}")
@@ -278,7 +278,7 @@ def split_jobs(jobs: Sequence[Job], record: MaskRecord, *, overwrite: bool) -> t
             kept[job.mask] = own
     if refused:
         others = f" (and {len(refused) - 1} more like it)" if len(refused) > 1 else ""
-        raise DataError(f"{refused[0]}{others}: choose another output, or give --overwrite to make all masks anew")
+        raise DataError(f"{refused[0]}{others}: choose another output, or give --overwrite to replace all masks")
     return waiting, kept
 
 

@@ -84,7 +84,7 @@ def _make_elsewhere(tell: Callable[[object], None], work: Work, settings: Mappin
 
     maker = open_maker(work.request, open_networks(work.request, lambda _: None), lambda _: None)
     if maker.settings != settings:
-        raise DataError(f"{maker.path} or its calibration has changed since the call began: give the command again")
+        raise DataError(f"{maker.path} or its calibration has changed since the command started: run it again")
     for told in _make_masks(work, maker, track):
         tell(told)
 

@@ -98,7 +98,7 @@ def check_table(path: Path, ndim: int, channels: int) -> None:
     """
     header = ",".join(list_columns(ndim, channels)).encode()
     if path.exists() and not (path.is_file() and path.read_bytes().startswith(header + b"\n")):
-        raise DataError(f"{path} exists already and is no table of objects: choose another output")
+        raise DataError(f"{path} exists already and is not a table of objects: choose another output")
 
 
 def join_tables(tables: Iterable[Path], path: Path, ndim: int, channels: int) -> None:

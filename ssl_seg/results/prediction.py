@@ -198,10 +198,11 @@ def _describe_end(failures: Sequence[Failure], done: int, images: int, output: P
 
 def _check_workers(workers: int, note: Callable[[str], None]) -> None:
     if workers < 1:
-        raise ConfigError(f"--workers {workers}: must be a whole number from 1 on: so many processes work")
+        raise ConfigError(f"--workers {workers}: must be 1 or a larger whole number, the number of processes")
     if workers > (cores := count_cores()):
         note(
-            f"WARNING --workers {workers}: on a CPU more processes than the {cores} core(s) take memory, not less time"
+            f"WARNING --workers {workers}: on a CPU, more processes than the {cores} core(s) use more memory and save "
+            "no time"
         )
 
 

@@ -143,8 +143,8 @@ def load_study(kind: StudyKind[T], path: Path) -> Study[T]:
     """
     file = path / kind.file
     if not file.is_file():
-        what = "no folder" if not path.is_dir() else f"no {kind.name}: it has no {kind.file}"
-        hint = ". Of a single run: ssl-seg train --resume" if (path / CONFIG_FILE).is_file() else ""
+        what = "not a folder" if not path.is_dir() else f"not a {kind.name}: it has no {kind.file}"
+        hint = ". For a single run: ssl-seg train --resume" if (path / CONFIG_FILE).is_file() else ""
         raise RunDirError(f"{path} is {what}{hint}")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))

@@ -361,7 +361,7 @@ def copy_images(suggestions: Sequence[Suggestion], folder: Path) -> None:
     for own in suggestions:
         if len(own.files) > 1 or not Path(own.files[0]).exists():
             raise DataError(
-                f"'{own.case_id}' is no single file ({', '.join(own.files)}), and only such images can be copied: "
+                f"'{own.case_id}' is not a single file ({', '.join(own.files)}), and only single files can be copied: "
                 "leave out --copy, and label what the table names"
             )
         name = own.case_id.replace("/", "__") + split_suffix(Path(own.files[0]).name)[1]

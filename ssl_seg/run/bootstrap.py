@@ -126,8 +126,8 @@ def describe_other_input(parent: Checkpoint, data: DataConfig) -> list[str]:
     """Return a warning for each setting by which the parent saw images of other intensities, or other voxel sizes."""
     before, now = parent.config["data"], to_plain(data)
     return [
-        f"the parent learned with data.{key} = {before.get(key)} and this run has {now[key]}: its network sees the "
-        "same images otherwise than it has learned them"
+        f"the parent learned with data.{key} = {before.get(key)} and this run has {now[key]}: its network now sees "
+        "the same images in another way than it learned them"
         for key in ("window", "resample_to")
         if before.get(key) != now[key]
     ]
@@ -156,7 +156,7 @@ def _check_margin(parent: Checkpoint, net: str, options: BootstrapConfig) -> lis
         return [
             f"its {name} has validation F1 {score['f1_macro']:.3f}, predicting foreground everywhere "
             f"{scores['trivial_f1']:.3f}: a margin of {score['margin']:+.3f}, which is not above trivial "
-            f"({TRIVIAL_MARGIN:+.2f} is asked for). Train the parent longer or with more labels."
+            f"({TRIVIAL_MARGIN:+.2f} is required). Train the parent longer or with more labels."
         ]
     if options.gate == "margin":
         return []
@@ -201,7 +201,7 @@ def check_copies(parent: Checkpoint, split: Split, catalog: Catalog) -> list[str
     """
     return [
         f"{len(copies)} {part} case(s) of this run look like copies of labeled training cases of the parent, or of a "
-        f"run that it builds on, for example '{copies[0]}' (--allow-split goes on)."
+        f"run that it builds on, for example '{copies[0]}' (--allow-split overrides this)."
         for part, ids in (("validation", split.val), ("test", split.test))
         if (copies := find_copies_of(catalog, ids, parent.seen_labels))
     ]

@@ -51,7 +51,7 @@ def judge_gate(gate: GateConfig, records: Sequence[Mapping[str, Any]]) -> Judgme
         if not before or max(finished) < span[0]:
             return None
         bar = max(before) if sign > 0 else min(before)
-        reach = f"not {'below' if sign > 0 else 'above'} the {bar:.4g} of before"
+        reach = f"not {'below' if sign > 0 else 'above'} the earlier {bar:.4g}"
         wanted = f"{gate.metric} in epochs {span[0]} to {span[1]} {reach}"
     best = max(values, key=lambda epoch: sign * values[epoch], default=None)
     if best is None or bar is None:

@@ -91,7 +91,8 @@ def _check_spacing(data: DataConfig, catalog: Catalog) -> None:
     if data.resample_to is not None and unknown:
         raise DataError(
             f"data.resample_to = {list(data.resample_to)}, but {len(unknown)} image(s) do not say how large their "
-            f"voxels are, for example '{unknown[0]}'. Give data.spacing, which holds for all, or leave out resample_to."
+            f"voxels are, for example '{unknown[0]}'. Give data.spacing, which applies to all, or leave out "
+            "resample_to."
         )
 
 
@@ -120,7 +121,7 @@ def _check_split_quality(resolved: Resolved, note: Callable[[str], None]) -> tup
     if faults and not options.allow_faults:
         raise SplitError(
             f"the split cannot be trusted:\n{listed}\nMake another one with `ssl-seg split make`, or give "
-            "--allow-split to train all the same; that is recorded in the run."
+            "--allow-split to train anyway; the run records it."
         )
     if any(fault.code == "missing_case" for fault in faults):
         raise SplitError(f"the split names cases that are not there:\n{listed}")

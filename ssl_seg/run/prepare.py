@@ -215,7 +215,7 @@ def reopen_run(
         raise ConfigError("--resume continues a run with its own settings and in its own directory")
     if request.minutes is not None:
         raise ConfigError(
-            f"--minutes {request.minutes:g}: --resume goes on to the number of steps that the run was begun with, so "
+            f"--minutes {request.minutes:g}: --resume trains to the number of steps that the run started with, so "
             "that it ends with the same networks. Leave it out, or give a larger number with --steps"
         )
     check_layers_of_resume(request.layers)
@@ -242,8 +242,9 @@ def reopen_run(
         key for key in find_edits(run, old) if not may_change(key)
     ]:  # a kill between two writings changes those
         note(
-            f"resume: {run.path / CONFIG_FILE} was edited ({name_examples(edits)}), and that changes nothing: the run "
-            f"goes on as it was begun. For another run, `ssl-seg train --config {quote(run.path / CONFIG_FILE)}`"
+            f"resume: {run.path / CONFIG_FILE} was edited ({name_examples(edits)}), which changes nothing: the run "
+            "continues with the settings it started with. For another run, `ssl-seg train --config "
+            f"{quote(run.path / CONFIG_FILE)}`"
         )
     check_with_data(resolved, note)
     held = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())

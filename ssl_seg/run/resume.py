@@ -77,18 +77,18 @@ def check_resumable(run: RunDir, checkpoint: Checkpoint, old: Config, new: Confi
         told = [e for e in run.read_events() if e["event"] == "intervention" or e.get("level") == "collapsed"]
         codes = ", ".join(told[-1]["codes"] if told else ())
         raise RunDirError(
-            f"{run.path} was ended by its monitor at step {step}: {codes}. To go on would be to train what has "
-            f"collapsed. See why with `ssl-seg diagnose {quote(run.last)}`, which names the command to try next"
+            f"{run.path} was ended by its monitor at step {step}: {codes}. Resuming would train collapsed networks. "
+            f"See why with `ssl-seg diagnose {quote(run.last)}`, which names the command to try next"
         )
     if ending == "refused":
         raise RunDirError(
             f"{run.path} was ended by a gate at step {step}: {'; '.join(run.read_broken_gates())}. `--bootstrap "
-            f"{quote(run.path)} --force` begins a new run from its networks"
+            f"{quote(run.path)} --force` starts a new run from its networks"
         )
     if ending == "stopped_early":
         raise RunDirError(
             f"{run.path} is finished: its policies ended it early, at step {step}; nothing to resume, and with "
-            f"more steps it would stop there too. `--bootstrap {quote(run.path)}` begins a new run from its networks"
+            f"more steps it would stop there too. `--bootstrap {quote(run.path)}` starts a new run from its networks"
         )
     if not longer:
         raise RunDirError(

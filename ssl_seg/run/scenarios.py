@@ -39,12 +39,12 @@ def describe_scenarios(config: Config, rungs: Sequence[str]) -> list[str]:
         rungs: of its ladder of interventions; empty unless it recovers from a collapse.
     """
     answers = {
-        "warn": "it is named, the run goes on (monitor.on_collapse=warn)",
+        "warn": "it is named, and the run continues (monitor.on_collapse=warn)",
         "stop": "the run ends at the end of the epoch if the networks have collapsed, exit code 3",
         "recover": f"while it lasts, one every {config.monitor.patience_steps} steps: {', '.join(rungs)}",
     }
     done = {
-        "oscillation": "; ".join(_list_policies(config)) or "it is named, the run goes on",
+        "oscillation": "; ".join(_list_policies(config)) or "it is named, and the run continues",
         "divergence": answers[config.monitor.on_collapse],
         "collapse": "the same",
     }

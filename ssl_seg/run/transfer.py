@@ -48,7 +48,7 @@ def check_options(config: Config, sources: Mapping[str, str], *, has_parent: boo
         )
     if not options.restart_ema and config.ema.schedule != "constant":
         raise ConfigError(
-            f"{name('restart_ema')}: goes on with the parent's count of updates, with which ema.schedule = "
+            f"{name('restart_ema')}: continues the parent's count of updates, with which ema.schedule = "
             f"{config.ema.schedule} would be near its end from the first step. Use true, or ema.schedule = constant"
         )
 

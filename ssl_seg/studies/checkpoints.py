@@ -47,4 +47,6 @@ def check_resumed(path: Path) -> None:
     if LADDER.is_in(path):
         raise RunDirError(f"{path} is a ladder: continue it with {LADDER.resume(path)}")
     if (path / MARKER).is_file():
-        raise RunDirError(f"{path} is the directory of an ablation: its `ssl-seg ablate` command, given again, goes on")
+        raise RunDirError(
+            f"{path} is the directory of an ablation: run its `ssl-seg ablate` command again to resume it"
+        )

@@ -184,7 +184,7 @@ def _reopen(request: LabelLadderRequest, ladder: LabelLadder) -> LabelLadder:
     if (ended := find_end(ladder)) is not None and not request.force:
         reason = ended.message or f"the monitor stopped its training: {', '.join(ended.codes)}"
         raise RefusedError(
-            f"{ladder.path} ended at rung {ended.number}: {reason}\n--force goes on from the best rung so far."
+            f"{ladder.path} ended at rung {ended.number}: {reason}\n--force continues from the best rung so far."
         )
     rungs = tuple(replace(r, status="waiting", message="") if r.status == "refused" else r for r in ladder.trainings)
     return replace(ladder, trainings=rungs, force=ladder.force or request.force, ending=None, minutes=minutes)

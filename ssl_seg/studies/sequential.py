@@ -105,7 +105,7 @@ def _reopen(kind: StudyKind[T], steps: StudySteps[T], path: Path, console: Conso
     """Return a study that is to be continued, read again now that no other process can change it."""
     study = steps.reopen(load_study(kind, path))
     done, count = sum(t.status != "waiting" for t in study.trainings), len(study.trainings)
-    console.note(f"{kind.name}: {path} goes on, {done} of {count} {kind.members} are done")
+    console.note(f"{kind.name}: {path} continues, {done} of {count} {kind.members} are done")
     return study
 
 
@@ -143,7 +143,7 @@ class _InThisProcess(Generic[T]):
     def fail(self, training: T, error: SslSegError) -> Stage:
         refuse, resume = self.steps.refuse, self.kind.resume(self.study.path)
         if refuse is None or not isinstance(error, RefusedError):
-            raise type(error)(f"{training.title}: {error}\nWhen that is mended: {resume}") from error
+            raise type(error)(f"{training.title}: {error}\nOnce that is fixed: {resume}") from error
         return self._save(training, lambda: refuse(self.study, training, str(error)))
 
     def show(self, _: Mapping[str, Stage]) -> None:
@@ -190,8 +190,8 @@ def check_resumable(
     begun = study.run_of(study.trainings[0]).path.exists()
     if minutes is not None and (study.minutes is None or begun):
         raise ConfigError(
-            f"--minutes {minutes:g}: the steps of {study.path} are planned already; --resume goes on with them. "
-            "Leave it out"
+            f"--minutes {minutes:g}: the steps of {study.path} are planned already, and --resume keeps them. Leave it "
+            "out"
         )
     if any(others) or not TrainRequest(tuple(layers)).has_only_runtime:
         raise ConfigError(

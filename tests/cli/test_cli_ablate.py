@@ -41,7 +41,7 @@ def test_seeds_are_an_axis(cli: Cli, spec: Path) -> None:
     code, out, _ = cli("ablate", spec, "--dry-run", "--seeds", "3,5")
     assert code == 0
     assert [out.count(f"seed {seed} ") for seed in (3, 5, 0)] == [4, 4, 0]
-    assert_refused(cli("ablate", spec, "--dry-run", "--seeds", "0,x"), "'x' is no whole number")
+    assert_refused(cli("ablate", spec, "--dry-run", "--seeds", "0,x"), "'x' is not a whole number")
     assert_refused(cli("ablate", spec, "--dry-run", "--labels", "2", "--seeds", "0", "8"), "8 could belong to")
 
 
@@ -125,7 +125,7 @@ def test_tables_and_page_are_written_on_the_way(
         write_json(open_folder(out, cell.id).score(ScoreConfig()), SCORE)
     code, _, errors = cli("ablate", spec, "--out", out)  # the page at the end is left out in tests
     assert code == 0
-    assert (f"report: {out / 'report.html'}, written anew every few minutes" in errors) == expected
+    assert (f"report: {out / 'report.html'}, updated every few minutes" in errors) == expected
     assert (out / "report.html").is_file() == expected
     assert not expected or "mean_teacher" in (out / "report.html").read_text()
 

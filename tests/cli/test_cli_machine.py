@@ -43,7 +43,7 @@ class TestOutOfMemory:
 
     @pytest.mark.parametrize(
         "error", [None, ValueError("3"), OSError(2, "no such file"), RuntimeError("size mismatch"),
-                  DataError("out of memory.png: this is no PNG file")],
+                  DataError("out of memory.png: this is not a PNG file")],
     )  # fmt: skip
     def test_other_errors_are_not(self, error: BaseException | None) -> None:
         assert not is_out_of_memory(error)

@@ -73,7 +73,7 @@ ERRORS = [
     ("ladder --data none --labels 0.1 1.0", "none does not exist"),
     ("ladder --data data --labels 1.0 0.1", "each rung needs more labels"),
     ("ladder --data data --labels 0.1 1.0 --out full", "full exists already"),
-    ("ladder --resume full", "is no ladder"),
+    ("ladder --resume full", "is not a ladder"),
     ("ablate none.yaml", "none.yaml"),
     ("ablate ablation.yaml --data none", "none does not exist"),
     ("ablate ablation.yaml --data data --out full", "holds no ablation"),

@@ -80,7 +80,7 @@ def test_other_files_are_counted_and_hidden_ones_ignored(tmp_path: Path) -> None
     cases, notes = find(tmp_path)
     assert [c.id for c in cases] == ["a", "b"]
     assert notes == (
-        "1 file(s) are no images that can be read and are not used (1 x .txt; masks/notes.txt)",
+        "1 file(s) cannot be read as images and are not used (1 x .txt; masks/notes.txt)",
         "files of servers and systems are left out: 1 x Thumbs.db",
     )
 

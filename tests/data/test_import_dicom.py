@@ -228,7 +228,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"IM2\.dcm: cannot be read"):
         import_labels(tmp_path / "scan", tmp_path / "out")
     path.write_bytes(b"no DICOM file" * 30)
-    with pytest.raises(DataError, match=r"IM2\.dcm: cannot be read: it is no DICOM file"):
+    with pytest.raises(DataError, match=r"IM2\.dcm: cannot be read: it is not a DICOM file"):
         import_labels(tmp_path / "scan", tmp_path / "out")
     path.write_bytes(bytes(128) + b"DICM" + bytes(400))
     with pytest.raises(DataError, match=r"IM2\.dcm: cannot be read"):

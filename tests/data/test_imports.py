@@ -519,7 +519,7 @@ def test_a_mask_of_many_runs_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("runs", "message"),
     [
-        ("1 3 5", "line 2: 3 numbers are no pairs"),
+        ("1 3 5", "line 2: 3 numbers are not pairs"),
         ("1 3 x", "line 2: run lengths are whole numbers"),
         ("860 9", "line 2: the runs reach pixel 868; the image is 24 x 36, 864 pixels"),
         ("0 2", "line 2: a run starts at 0: starts count from 1"),

@@ -96,7 +96,7 @@ def test_files_without_an_image(tmp_path: Path) -> None:
     listing = find_listing(tmp_path)
     assert [c.id for c in listing.cases] == ["a"]
     assert codes(listing) == {"missing_image": ("b",)}
-    assert said(listing, "1 image file(s) are no HDF5 and are not used (c.png)")
+    assert said(listing, "1 image file(s) are not HDF5 and are not used (c.png)")
     (tmp_path / "c.png").unlink()
     (tmp_path / "a.h5").unlink()
     for root in (tmp_path, tmp_path / "b.h5"):  # the folder, or the file in its place

@@ -107,7 +107,7 @@ def test_further_unlabeled_images(tmp_path: Path) -> None:
         "unlabeled/sub/b": ("unlabeled/sub/b.tif", None),
     }
     assert listing.notes == (
-        "1 file(s) are no images that can be read and are not used (1 x .txt; unlabeled/x.txt)",
+        "1 file(s) cannot be read as images and are not used (1 x .txt; unlabeled/x.txt)",
         "2 unlabeled image(s) are taken from unlabeled/",
     )
     touch(tmp_path, "images/unlabeled/a.png")

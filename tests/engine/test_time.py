@@ -474,7 +474,7 @@ class TestRuns:
         with monkeypatch.context() as patch:
             patch.setattr(training, "stop_flag", stop_after(7))
             run = run_tiny(tmp_path / "run", particles_dir, minutes=minutes).run
-        with pytest.raises(ConfigError, match="--minutes 3: --resume goes on to the number of steps"):
+        with pytest.raises(ConfigError, match="--minutes 3: --resume trains to the number of steps"):
             train(TrainRequest(resume=run.path, minutes=3.0))
         train(TrainRequest(resume=run.path))
         assert same_bits(whole, run)

@@ -246,7 +246,7 @@ class TestCompare:
             assert [e["checkpoints"] for e in events] == [[str(first), str(second)]] * 2
 
     def test_one_is_no_ensemble_and_twice_is_no_second(self, members: list[Path]) -> None:
-        with pytest.raises(ConfigError, match="one checkpoint is no ensemble"):
+        with pytest.raises(ConfigError, match="one checkpoint is not an ensemble"):
             evaluate(EvaluateRequest(members[0], ensemble=True))
         with pytest.raises(ConfigError, match="named twice"):
             evaluate(EvaluateRequest(members[0], more=(members[0].parent / ".." / members[0].parent.name / "m0.pt",)))

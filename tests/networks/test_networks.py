@@ -233,8 +233,8 @@ def test_the_sizes_a_refusal_names_are_accepted(name: str, size: tuple[int, ...]
             "patch_size 5x36x100 does not fit 'dynunet': each axis must be a multiple of 1, 8, 16 in turn; "
             "nearest that fit: 5x32x96, 5x40x112",
         ),
-        ("unet", (64,), "patch_size 64 is no patch: give 2 or 3 sizes of at least 1"),
-        ("unet", (64, 0), "patch_size 64x0 is no patch: give 2 or 3 sizes of at least 1"),
+        ("unet", (64,), "patch_size 64 is not a patch size: give 2 or 3 sizes of at least 1"),
+        ("unet", (64, 0), "patch_size 64x0 is not a patch size: give 2 or 3 sizes of at least 1"),
     ],
 )
 def test_refusals_say_what_fits(name: str, size: tuple[int, ...], message: str) -> None:

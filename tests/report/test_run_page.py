@@ -535,7 +535,7 @@ class TestOfATraining:
             code, shown, _ = cli("train", "--config", config, "--data", particles_dir, "--labels", 0.5, "--out", out)
         assert code == INTERRUPTED
         assert titles[0].startswith("Going on: at step 0 of 2")
-        assert f"report: {out / 'report.html'}, written anew every few minutes" in shown
+        assert f"report: {out / 'report.html'}, updated every few minutes" in shown
         titles.clear()
         code, shown, _ = cli("train", "--resume", out)
         assert code == 0

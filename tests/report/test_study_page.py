@@ -55,7 +55,7 @@ def test_a_ladder_has_its_rungs_and_their_verdicts(tmp_path: Path) -> None:
     assert [row[0] for row in rows(page)] == ["1", "2", "3"]
     assert rows(page)[1][-3:-1] == ("+0.100", "+0.050 .. +0.200")
     assert states(page) == {first.name: "healthy", second.name: "collapsed"}
-    assert any(f"Not begun, or not readable: {ladder.trainings[2].name}" in note for note in page.sections[0].notes)
+    assert any(f"Not started, or not readable: {ladder.trainings[2].name}" in note for note in page.sections[0].notes)
     assert write_report_page([tmp_path]) == tmp_path / "report.html"
 
 

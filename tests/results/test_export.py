@@ -209,7 +209,7 @@ def test_what_is_done_to_masks_is_told(tiny_run: Path, tmp_path: Path) -> None:
     result = export(ExportRequest(run, tmp_path / "a.ts", "student"), notes.append)
     assert (result["temperature"], result["biases"]) == (2.0, [0.0, 0.5])
     assert result["cleaning"] == [{"least_voxels": 0, "largest": False, "fill": True}]
-    assert any("cleaning of masks is no part of the network" in text for text in notes)
+    assert any("cleaning of masks is not part of the network" in text for text in notes)
     plain = export(ExportRequest(run, tmp_path / "b.ts", "student", calibrated=False))
     assert (plain["temperature"], plain["cleaning"], plain["threshold"]) == (1.0, [], 0.5)
 

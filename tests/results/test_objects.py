@@ -156,7 +156,7 @@ def test_masks_that_are_there_get_their_objects(request_: PredictRequest, tmp_pa
 def test_another_table_of_that_name_stays(request_: PredictRequest, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "objects.csv").write_text("mine\n")
-    with pytest.raises(DataError, match=r"objects.csv exists already and is no table of objects"):
+    with pytest.raises(DataError, match=r"objects.csv exists already and is not a table of objects"):
         predict(request_)
     assert (tmp_path / "out" / "objects.csv").read_text() == "mine\n"
     assert not (tmp_path / "out" / "a.png").exists()

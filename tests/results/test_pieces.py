@@ -460,7 +460,7 @@ class TestWorkers:
     def test_a_checkpoint_that_changes_meanwhile(self, request_: PredictRequest, tmp_path: Path) -> None:
         record = MaskRecord(tmp_path, {})
         work = mask_sharing.Work(request_, [], [], record)
-        with pytest.raises(DataError, match="has changed since the call began"):
+        with pytest.raises(DataError, match="has changed since the command started"):
             mask_sharing._make_elsewhere(lambda _: None, work, {"networks": []}, 1)
 
 

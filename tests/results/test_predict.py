@@ -411,9 +411,7 @@ class TestPlaces:
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).touch()
         (note,) = note_unread(folder, folder / "out", plan_jobs(folder, folder / "out", 2, ""))
-        assert (
-            "2 file(s) are no images that can be read and are not used (1 x .gif, 1 x .nd2; b.gif, sub/c.nd2)" in note
-        )
+        assert "2 file(s) cannot be read as images and are not used (1 x .gif, 1 x .nd2; b.gif, sub/c.nd2)" in note
         assert note_unread(folder / "a.png", folder / "out", ()) == ()
         (folder / "images").mkdir()
         assert note_unread(folder, folder / "out", ()) == ()  # the images are there
@@ -474,7 +472,7 @@ class TestPlaces:
         ("make", "words"),
         [
             (lambda t: (t / "none", t / "out"), "no image file or folder"),
-            (lambda t: (t / "images" / "note.txt", t / "out"), "is no image"),
+            (lambda t: (t / "images" / "note.txt", t / "out"), "is not an image"),
             (lambda t: (t / "empty", t / "out"), "holds no image"),
             (lambda t: (t / "images", t / "file"), "is a file"),
             (lambda t: (t / "images", t / "out.png"), "need a folder"),

@@ -204,7 +204,7 @@ def test_a_child_does_not_start_from_the_pre_training_again(
 @pytest.mark.parametrize(
     ("place", "error", "words"),
     [
-        ("tiny_run", RunDirError, "no run of `ssl-seg pretrain`"),
+        ("tiny_run", RunDirError, "not a run of `ssl-seg pretrain`"),
         ("tiny_run/checkpoints/best.pt", CheckpointError, "--bootstrap"),
         ("nowhere", CheckpointError, "no checkpoint file"),
         ("damaged", CheckpointError, "damaged"),

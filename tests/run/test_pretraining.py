@@ -172,7 +172,7 @@ def test_what_cannot_be_resumed_is_said(pretrained_run: Path, tiny_run: Path, tm
     save_pretraining(replace(load_pretraining(stopped), ending=None), stopped / "checkpoints" / "last.pt")
     with pytest.raises(ConfigError, match="without other options"):
         pretrain(TrainRequest((Layer("--seed 1", {"seed": 1}),), resume=stopped))
-    with pytest.raises(RunDirError, match=r"no run of `ssl-seg pretrain`"):
+    with pytest.raises(RunDirError, match=r"not a run of `ssl-seg pretrain`"):
         pretrain(TrainRequest(resume=tiny_run))
 
 

@@ -291,7 +291,7 @@ class TestMoreSteps:
         notes, config = Notes(), tmp_path / "run" / "config.yaml"
         config.write_text(config.read_text().replace("lr: 0.1", "lr: 0.2"))
         self.resume(tmp_path / "run", 24, notes)
-        assert any("config.yaml was edited (optim.lr), and that changes nothing" in note for note in notes.texts)
+        assert any("config.yaml was edited (optim.lr), which changes nothing" in note for note in notes.texts)
         text = next(note for note in notes.texts if "in place of" in note)
         # Half of the cosine is done at step 12 of 24.
         assert "optim.schedule = cosine (the next rate is 0.05, not 0)" in text

@@ -34,10 +34,10 @@ def test_what_is_done_is_what_the_settings_say() -> None:
     assert "200 steps; the run ends after 7 epochs" in success
     for part in ("rate x 0.5 after 3 epochs", "rate x 1.5, at each further plateau + 0.85", "ends after 7 epochs"):
         assert part in oscillation
-    assert "the run goes on (monitor.on_collapse=warn)" in divergence
+    assert "the run continues (monitor.on_collapse=warn)" in divergence
     plain = describe_scenarios(small_run(20, {}), ())
     assert plain[0].endswith("200 steps, best.pt is kept")
-    assert plain[1].endswith("it is named, the run goes on")
+    assert plain[1].endswith("it is named, and the run continues")
 
 
 @pytest.mark.parametrize(("on_collapse", "said"), [("stop", "exit code 3"), ("recover", "lower_lr, stop")])

@@ -253,7 +253,7 @@ class TestCommand:
             (["--folds", "3", "--fold", "3"], "the 3 folds are 0 to 2, or all"),
             (["--folds", "3", "--fold", "-1"], "the 3 folds are 0 to 2, or all"),
             (["--folds", "3", "--fold", "last"], "the 3 folds are 0 to 2, or all"),
-            (["--folds", "3", "--split", "s.yaml"], "--split s.yaml is one split"),
+            (["--folds", "3", "--split", "s.yaml"], "--split s.yaml is a single split"),
             (["--folds", "3", "--fold", "all", "--bootstrap", "a.pt"], "starts from scratch"),
             (["--folds", "3", "--resume", "runs/a"], "leave out --folds"),
             (["--fold", "all", "--resume", "runs/a"], "leave out --fold"),

@@ -324,7 +324,7 @@ class TestEndings:
         assert "not above trivial" in ladder.trainings[1].message
         assert not ladder.run_of(ladder.trainings[1]).path.exists()
         assert load_study(LADDER, out) == ladder
-        with pytest.raises(RefusedError, match=r"(?s)ended at rung 2: .*not above trivial.*--force goes on"):
+        with pytest.raises(RefusedError, match=r"(?s)ended at rung 2: .*not above trivial.*--force continues"):
             climb_labels(LabelLadderRequest(resume=out))
         ladder = climb_labels(LabelLadderRequest(resume=out, force=True))
         assert (ladder.ending, [r.status for r in ladder.trainings]) == ("finished", ["done", "done"])
@@ -525,7 +525,7 @@ class TestCommand:
             (("--labels", "0.1", "1.0", "--set", "split.labels=1.0"), ("--labels alone",)),
             (("--labels", "0.1", "1"), ("all cases or one case", "write 1.0")),
             (("--labels", "0.1", "1.0", "--data", "nowhere"), ("nowhere",)),
-            (("--resume", "nowhere"), ("nowhere is no folder",)),
+            (("--resume", "nowhere"), ("nowhere is not a folder",)),
             (("--resume", "nowhere", "--labels", "0.1"), ("nowhere",)),
         ],
     )

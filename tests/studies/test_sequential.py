@@ -111,10 +111,10 @@ class TestFile:
     def test_folders_without_a_study(self, kind: StudyKind[Any], tmp_path: Path) -> None:
         with pytest.raises(RunDirError, match="no folder"):
             load_study(kind, tmp_path / "none")
-        with pytest.raises(RunDirError, match=f"is no {kind.name}: it has no {kind.file}$"):
+        with pytest.raises(RunDirError, match=f"is not a {kind.name}: it has no {kind.file}$"):
             load_study(kind, tmp_path)
         (tmp_path / "config.yaml").touch()
-        with pytest.raises(RunDirError, match="Of a single run: ssl-seg train --resume"):
+        with pytest.raises(RunDirError, match="For a single run: ssl-seg train --resume"):
             load_study(kind, tmp_path)
 
     @pytest.mark.parametrize(

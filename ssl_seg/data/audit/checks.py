@@ -96,7 +96,7 @@ def check_spacing(facts: Facts) -> Iterator[Finding]:
         without = tuple(i for i in facts if i not in known)
         message = (
             f"{len(without)} of {len(facts)} images do not say how large a voxel is. If it matters, "
-            "train with --set 'data.spacing=[...]', which holds for all."
+            "train with --set 'data.spacing=[...]', which applies to all."
         )
         yield Finding("unknown_spacing", "info", message, without)
     if len({len(s) for s in known.values()}) == 1:
@@ -300,7 +300,7 @@ def check_same_masks(facts: Facts) -> Iterator[Finding]:
     if len({facts[i].image for i in most}) >= FEWEST_SAME and 2 * len(most) > sum(map(len, same.values())):
         message = (
             f"{len(most)} different images have the same mask. Check that each has its own; one that is meant for all "
-            "of them is no fault."
+            "of them is not a fault."
         )
         yield Finding("same_masks", "warn", message, tuple(most))
 

@@ -66,7 +66,7 @@ def write_series(files: Sequence[Path], base: Path, out: Path) -> list[str]:
             try:
                 header = pydicom.dcmread(path, stop_before_pixels=True)
             except pydicom.errors.InvalidDicomError:
-                raise ValueError("it is no DICOM file, or a damaged one") from None
+                raise ValueError("it is not a DICOM file, or it is damaged") from None
             series.setdefault(str(header.SeriesInstanceUID), []).append((path, header))
     written, left_out = 0, []
     for name, members in _name_series(series.values(), base):

@@ -321,7 +321,7 @@ def _draw_runs(text: str, where: str, by_rows: bool, size: Size) -> Patch:
     except ValueError as error:
         raise DataError(f"{where}: run lengths are whole numbers, start and length in turn ({error}).") from error
     if len(numbers) % 2:
-        raise DataError(f"{where}: {len(numbers)} numbers are no pairs of start and length.")
+        raise DataError(f"{where}: {len(numbers)} numbers are not pairs of start and length.")
     return fill_runs([n - 1 for n in numbers[::2]], numbers[1::2], size, where, by_rows=by_rows)
 
 

@@ -212,7 +212,7 @@ def note_others(others: tuple[str, ...]) -> tuple[str, ...]:
     """Return a note on files that are no images; nothing without any."""
     kinds = Counter(Path(name).suffix.lower() or "no suffix" for name in others)
     shown = ", ".join(f"{number} x {kind}" for kind, number in kinds.most_common(3))
-    note = f"{len(others)} file(s) are no images that can be read and are not used ({shown}; {name_examples(others)})"
+    note = f"{len(others)} file(s) cannot be read as images and are not used ({shown}; {name_examples(others)})"
     if advice := advise_conversion(others):
         note += f".{advice.rstrip('.')}"
     return (note,) if others else ()

@@ -44,7 +44,7 @@ def find(root: Path) -> Listing:
     source = _find_list(root)
     found, notes, findings = _from_list(root, source, files) if source else (_from_files(root, files), (), ())
     if others := [p.relative_to(root).as_posix() for p in walk_files(root) if is_image(p) and not _is_hdf5(p)]:
-        notes += (f"{len(others)} image file(s) are no HDF5 and are not used ({name_examples(others)})",)
+        notes += (f"{len(others)} image file(s) are not HDF5 and are not used ({name_examples(others)})",)
     arrays = {case_id: list_arrays(path) for case_id, path in found.items()}
     without_image = tuple(sorted(i for i, keys in arrays.items() if "image" not in keys))
     if len(without_image) == len(found):

@@ -198,8 +198,8 @@ def _notes(path: Path, columns: tuple[str, ...]) -> tuple[str, ...]:
     if unknown := [c for c in columns if c not in (*COLUMNS, *_SPLIT_COLUMNS)]:
         notes += (f"{len(unknown)} unknown column(s) of {path.name} are not used ({name_examples(unknown)})",)
     notes += tuple(
-        f"WARNING the column {column} of {path.name} is not used: the split is drawn anew. To keep it, begin the ids "
-        "with the part, in a column id: train/a, val/b, test/c"
+        f"WARNING the column {column} of {path.name} is not used: the split is drawn anew. To keep it, add a column "
+        "id whose ids begin with the part: train/a, val/b, test/c"
         for column in columns
         if column in _SPLIT_COLUMNS
     )

@@ -68,13 +68,13 @@ def find(root: Path) -> Listing:
         cases.append(Case(name, f"{members[0].parent}/", mask, None))
     notes = (*files.scan.notes, f"{len(cases)} folder(s) of slices are read as volumes")
     if shared:
-        notes += (f"{len(shared)} volume(s) have one mask file: if it is 2D, it holds for all slices "
+        notes += (f"{len(shared)} volume(s) have one mask file: if it is 2D, it applies to all slices "
                   f"({name_examples(shared)})",)  # fmt: skip
     used = {str(path) for members in stacks.values() for path in members} | {
         split_location(str(case.mask))[0] for case in cases
     }
     if left := sorted(name for name, path in files.images.items() if str(path) not in used):
-        notes += (f"{len(left)} image(s) are no slice of a volume and not used ({name_examples(left)})",)
+        notes += (f"{len(left)} image(s) are not slices of a volume and are not used ({name_examples(left)})",)
     notes += note_unlabeled(sum(case.mask is None for case in cases), len(cases))
     return Listing("slices", tuple(cases), notes, tuple(findings))
 

@@ -151,7 +151,7 @@ def _check_shifts(m: SetMeasures) -> Iterator[Finding]:
     for code, what, own in quantities:
         if own is not None and max(own.ks_percentile, own.wasserstein_percentile) > SHIFT_PERCENTILE:
             message = (
-                f"the {what} of {m.name} are distributed otherwise than those of {_name_reference(m)}: "
+                f"the {what} of {m.name} are distributed differently from those of {_name_reference(m)}: "
                 f"Kolmogorov-Smirnov distance {own.ks:.2f} (larger than in {own.ks_percentile:.1f} % of "
                 f"random draws), Wasserstein {own.wasserstein:.3g} ({own.wasserstein_percentile:.1f} %)"
             )

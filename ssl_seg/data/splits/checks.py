@@ -166,5 +166,5 @@ def _check_files(split: Split, parts: Lists, catalog: Catalog) -> Iterator[Findi
     yield from report("missing_case", "fault", message, missing)
     known = {i: catalog.facts[i].content for i in ids if i in catalog.facts}
     changed = [i for i, content in known.items() if content != split.content.get(i, content)]
-    message = f"{len(changed)} case(s) have another image or mask than when the split was made"
+    message = f"{len(changed)} case(s) have a different image or mask than when the split was made"
     yield from report("changed_content", "fault", message, changed)

@@ -127,11 +127,11 @@ def load_split(path: Path | str) -> Split:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SplitError(f"{path}: cannot be read as a split file ({error}).") from error
     if not isinstance(values, dict):
-        raise SplitError(f"{path} is no split file: it holds {type(values).__name__}, expected keys and values.")
+        raise SplitError(f"{path} is not a split file: it holds {type(values).__name__}, expected keys and values.")
     try:
         return split_from_dict(values)
     except SplitError as error:
-        raise SplitError(f"{path} is no usable split file: {error}") from error
+        raise SplitError(f"{path} is not a usable split file: {error}") from error
 
 
 def _check_free(path: Path) -> None:

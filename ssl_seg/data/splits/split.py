@@ -336,7 +336,7 @@ def _hold_folders(
     elsewhere = f", {labeled[None]} elsewhere" * (labeled[None] > 0)
     note = (
         f"the folders are the split, {counts}{elsewhere} with masks: {', '.join(lists.values())}; "
-        "split.val_fraction and split.test_fraction deal them out anew"
+        "split.val_fraction and split.test_fraction draw them anew"
     )
     held = {i: _PARTS.index(part) for i, part in part_of.items() if part in lists}
     shares = (0.0 if "val" in lists and labeled["val"] else default, test_fraction or 0.0)

@@ -106,10 +106,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise NetworkError(f"{path} is no readable file of weights: it is damaged or of another kind") from error
+        raise NetworkError(f"{path} is not a readable file of weights: it is damaged or of another kind") from error
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise NetworkError(f"{path} is no file of weights: it must hold a dictionary from names to tensors")
+        raise NetworkError(f"{path} is not a file of weights: it must hold a dictionary from names to tensors")
     if (kind := find_odd_tensor(content)) is not None:
         raise NetworkError(f"{path} is refused: it holds {kind}. Use a file with a plain dictionary of tensors")
     return {name: value for name, value in content.items() if value.is_floating_point()}

@@ -307,7 +307,7 @@ def _find_idle_glances(config: Config, _: DataFacts) -> str | None:
 
 
 def _find_idle_layout(config: Config, _: DataFacts) -> str | None:
-    return f"data.root = {config.data.root} is no folder" if is_synthetic(config.data.root) else None
+    return f"data.root = {config.data.root} is not a folder" if is_synthetic(config.data.root) else None
 
 
 def _find_one_kind(_: Config, facts: DataFacts) -> str | None:
@@ -366,7 +366,7 @@ CONDITIONS: tuple[Condition, ...] = (
     ),
     Condition(
         ("data.axes",),
-        _unless(lambda c, f: f.takes_axes or c.data.axes is None, "it holds for TIFF and arrays, and there are none"),
+        _unless(lambda c, f: f.takes_axes or c.data.axes is None, "it applies to TIFF and arrays, and there are none"),
         "Leave it out",
     ),
     Condition(

@@ -58,7 +58,7 @@ def noise_in_warmup(config: Config) -> Iterator[str]:
     if noise is not None and config.optim.schedule != "one_cycle" and noise.start_epoch * spe < warmup:
         yield (
             f"policies.weight_noise.start_epoch = {noise.start_epoch} is step {noise.start_epoch * spe}, within the "
-            f"warm-up of {warmup} steps (optim.warmup_steps): the rate that shall repair the noise is not there yet. "
+            f"warm-up of {warmup} steps (optim.warmup_steps): the learning rate is still too low to repair the noise. "
             f"Start it at epoch {math.ceil(warmup / spe)} or later"
         )
 
@@ -237,7 +237,7 @@ def costs_oppose(config: Config) -> Iterator[str]:
     if more and less:
         yield (
             f"for more foreground: {', '.join(more)}; for less: {', '.join(less)}. They work against each other: keep "
-            "what is meant"
+            "the one you mean"
         )
 
 

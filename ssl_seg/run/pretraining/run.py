@@ -144,7 +144,7 @@ def judge(look: Look, loss: float, step: int, total_steps: int) -> Verdict:
     found, action = [], ""
     if not all(map(math.isfinite, (look.error, look.spread, loss))):
         found.append(_make_finding("non_finite", look.error, 0.0, "the output or the loss is NaN or infinite"))
-        action = "begin anew with a smaller optim.lr"
+        action = "start again with a smaller optim.lr"
     elif step > 0 and look.baseline > 0:
         if look.spread < FLAT_SPREAD:
             text = f"what is painted varies by {look.spread:.2%} of what the images do: the output is constant"
@@ -179,7 +179,7 @@ def _begin(request: TrainRequest, fabric: Fabric, console: Console, hold: Hold) 
     begun = begin_run(resolved, note=note, hold=hold, command="pretrain")
     write_json(begun.run.path / PRETRAINING_FILE, {"steps": resolved.config.length.steps})
     images = len(resolved.labeled) + len(resolved.unlabeled)
-    note(f"pretrain: {images} images of the training pool; no other one is looked at")
+    note(f"pretrain: {images} images of the training pool; no other image is used")
     return begun
 
 

@@ -70,7 +70,7 @@ def load_pretraining(path: Path) -> Pretraining:
         CheckpointError: where there is no file, for one of another kind or version, or a damaged one.
     """
     if path.is_dir() and not (path / PRETRAINING_FILE).is_file():
-        raise RunDirError(f"{path} is no run of `ssl-seg pretrain`: it has no {PRETRAINING_FILE}")
+        raise RunDirError(f"{path} is not a run of `ssl-seg pretrain`: it has no {PRETRAINING_FILE}")
     file = RunDir(path).last if path.is_dir() else path
     content = read_content(file)
     if not isinstance(content, dict) or content.get("format") != PRETRAINING_FORMAT:
@@ -167,7 +167,9 @@ def load_body(net: nn.Module, state: Pretraining, config: Config, where: str) ->
         theirs |= {"data.patch_size": list(state.config["data"]["patch_size"])}
     if differing:
         listed = "; ".join(f"{key} is {theirs.get(key)} there and {own.get(key)} here" for key in differing)
-        raise CheckpointError(f"{where} holds another network: {listed}. Give the same settings, or pre-train again")
+        raise CheckpointError(
+            f"{where} holds a different network: {listed}. Give the same settings, or pre-train again"
+        )
     if not all(bool(torch.isfinite(state.network[name]).all()) for name in taken):
         raise RefusedError(f"{where} is refused as a start: its weights hold NaN or infinity. Pre-train again")
     net.load_state_dict({**tensors, **{name: state.network[name] for name in taken}})

@@ -155,7 +155,7 @@ def _explain_same(first: _ResolvedCell, second: _ResolvedCell) -> str:
         found = [idle[key] for key in differing if key in idle and (find_given(key, own.sources) or key in STANDS_FOR)]
         texts += list(describe_idle(found, own.sources))
     return "; ".join(dict.fromkeys(text.rstrip(".") for text in texts)) or (
-        f"{', '.join(differing)} is no part of what a training is" if differing else "their settings are equal"
+        f"{', '.join(differing)} cannot make a training different" if differing else "their settings are equal"
     )
 
 

@@ -137,7 +137,7 @@ def summarize(
     _check_cells(results)
     if baseline not in (methods := sorted({cell.arm.method for cell in results})):
         raise ConfigError(
-            f"baseline '{baseline}' is no method of this ablation{did_you_mean(baseline, methods)}: "
+            f"baseline '{baseline}' is not a method of this ablation{did_you_mean(baseline, methods)}: "
             f"name one of {', '.join(methods)}"
         )
     scored = [cell.counts for cell in results if cell.counts is not None]
@@ -333,7 +333,7 @@ def _list_warnings(arms: Sequence[ArmSummary], cases: int, *, chosen_on_them: bo
         )
     if "bootstrap" in (starts := {a.arm.start for a in arms}) and "scratch_long" not in starts:
         yield (
-            "a start of bootstrap has the steps of its parents on top of its own: it is no comparison at equal steps. "
+            "a start of bootstrap has the steps of its parents on top of its own: it is not a comparison at equal steps. "
             "With scratch_long in starts there is one"
         )
     if shortage := describe_shortage(cases):

@@ -95,7 +95,7 @@ def test_a_precision_that_is_asked_for_makes_another_training(tmp_path: Path, pa
     assert len({cell.id for cell in cells}) == 3
     recipes["quick"] = {"runtime": {"precision": "fp32", "workers": 2}}  # a machine matter
     with pytest.raises(
-        ConfigError, match=r"recipes 'fp32' and 'quick' are the same training.*runtime.workers is no part"
+        ConfigError, match=r"recipes 'fp32' and 'quick' are the same training.*runtime.workers cannot make"
     ):
         resolve(tmp_path, particles_dir, recipes=recipes, labels=[1.0], methods=["supervised"])
 

@@ -272,7 +272,7 @@ class TestWhatWentWrong:
 
 class TestRefusals:
     def test_unknown_baseline(self) -> None:
-        with pytest.raises(ConfigError, match=r"'superviced' is no method.*did you mean 'supervised'.*mean_teacher"):
+        with pytest.raises(ConfigError, match=r"'superviced' is not a method.*did you mean 'supervised'.*mean_teacher"):
             summarize(make_grid(GAINS), "dice", "superviced")
 
     def test_no_cells(self) -> None:
