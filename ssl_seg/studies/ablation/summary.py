@@ -333,8 +333,8 @@ def _list_warnings(arms: Sequence[ArmSummary], cases: int, *, chosen_on_them: bo
         )
     if "bootstrap" in (starts := {a.arm.start for a in arms}) and "scratch_long" not in starts:
         yield (
-            "a start of bootstrap has the steps of its parents on top of its own: it is not a comparison at equal steps. "
-            "With scratch_long in starts there is one"
+            "a start of bootstrap has the steps of its parents on top of its own, so steps are not equal; "
+            "with scratch_long in starts there is one"
         )
     if shortage := describe_shortage(cases):
         yield f"{shortage}: no intervals and no p; give more validation cases, or read the differences as they are"

@@ -164,7 +164,7 @@ class TestComparison:
         assert found == {"scratch": None, "bootstrap": "scratch_long", "scratch_long": "scratch"}
         assert not any("equal steps" in warning for warning in summary.warnings)
         few = summarize(make_grid({"supervised": 0.0}, starts=starts[:2]), "dice", "supervised")
-        assert any("no comparison at equal steps" in warning for warning in few.warnings)
+        assert any("so steps are not equal" in warning for warning in few.warnings)
 
 
 class TestLabelsEquivalent:
