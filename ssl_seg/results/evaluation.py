@@ -219,7 +219,6 @@ def _find_stored(
         final is not None
         and final.overlap == request.overlap
         and model.checkpoint.scores.get(net) == summarize_network(score)
-        and score.average_precision is not None
         and request.accelerator is None
         and request.threshold is None
         and data.model_copy(update={"unlabeled": model.config.data.unlabeled}) == model.config.data

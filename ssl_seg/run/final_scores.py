@@ -283,14 +283,12 @@ def load_final_scores(run: RunDir) -> FinalScores | None:
                 row["net"],
                 row["step"],
                 row["collapsed"],
-                parse_cases(row["cases"], values["label_values"], row.get("average_precision"), row.get("reliability")),
+                parse_cases(row["cases"], values["label_values"], row["average_precision"], row["reliability"]),
             )
             for row in values["networks"]
         )
         if not networks:
             raise ValueError("no networks")
-        return FinalScores(
-            values["step"], values["select"], networks, values["overlap"], values.get("window_factor", 1)
-        )
+        return FinalScores(values["step"], values["select"], networks, values["overlap"], values["window_factor"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunDirError(f"{path} is not in the format that `ssl-seg train` writes: {error}") from error

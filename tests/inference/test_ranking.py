@@ -154,7 +154,7 @@ class TestScores:
         back = parse_cases(rows, score.label_values, precision, reliability)
         assert back.summarize() == score.summarize()
         assert back.reliability == score.reliability is not None
-        assert parse_cases(rows, score.label_values, precision).reliability is None  # of an earlier version
+        assert parse_cases(rows, score.label_values, precision).reliability is None
 
     def test_reliability_is_scikit_learns(self) -> None:
         """Of each class over the voxels of all cases; bins without voxels are empty there."""

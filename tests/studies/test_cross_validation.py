@@ -179,9 +179,7 @@ class TestOutOfFold:
         assert result["pooled"]["f1"] == pytest.approx(f1_of(counts))
         assert (result["part"], result["test_openings"]) == ("out_of_fold", 0)
 
-    @pytest.mark.parametrize(
-        "asked", ["as it is", "which", "overlap", "accelerator", "spacing", "best.pt", "cases", "old"]
-    )
+    @pytest.mark.parametrize("asked", ["as it is", "which", "overlap", "accelerator", "spacing", "best.pt", "cases"])
     def test_scores_of_the_folds_are_read_where_they_answer(
         self, whole: CrossValidation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str
     ) -> None:
@@ -200,20 +198,18 @@ class TestOutOfFold:
             "accelerator": {"accelerator": "cpu"},
             "spacing": {"settings": {"spacing": [2.0, 2.0]}},
         }
-        if asked in ("best.pt", "cases", "old"):
+        if asked in ("best.pt", "cases"):
             path = Path(shutil.copytree(path, tmp_path / "cv"))
             file = path / "fold0" / "scores.json"
             values = json.loads(file.read_text())
             for row in values["networks"]:
-                if asked == "old":  # as runs were written before they had it
-                    del row["average_precision"]
-                elif asked == "cases":
+                if asked == "cases":
                     row["cases"].reverse()
                 else:  # as if the checkpoint were another one
                     row["cases"][0]["classes"][0][1] += 1
             file.write_text(json.dumps(values))
         result = evaluate(EvaluateRequest(path, **changes.get(asked, {})))
-        expected = {"as it is": 0, "which": 0, "best.pt": 1, "cases": 1, "old": 1}.get(asked, FOLD_COUNT)
+        expected = {"as it is": 0, "which": 0, "best.pt": 1, "cases": 1}.get(asked, FOLD_COUNT)
         assert len(scored) == expected
         if expected == 1:
             assert sorted(scored[0]) == sorted(case.case_id for case in first.scores["student"].cases)
