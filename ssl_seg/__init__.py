@@ -119,7 +119,7 @@ def train(
             ``split``, ...) and settings by their dotted name, ``**{"optim.lr": 1e-4}``.
 
     Raises:
-        SslSegError: for anything the user can mend; RefusedError for a parent that fails the gate.
+        SslSegError: for anything the user can fix; RefusedError for a parent that fails the gate.
     """
     from dataclasses import replace
 
@@ -171,7 +171,7 @@ def pretrain(
         data, out, resume, steps, config, settings, progress, **more: as for ``train``.
 
     Raises:
-        SslSegError: for anything the user can mend.
+        SslSegError: for anything the user can fix.
     """
     from ssl_seg.report.notebook import PretrainedRun
     from ssl_seg.run.pretraining.run import pretrain as run_pretraining

@@ -45,7 +45,7 @@ def test_an_audit_names_faults(particles_dir: Path) -> None:
     result = ssl_seg.audit(particles_dir, settings={"data.label_values": [0, 7]})
     assert not result.ok
     assert "\nfault: " in repr(result)
-    assert "next: mend the faults" in repr(result)
+    assert "next: fix the faults" in repr(result)
 
 
 def test_train(run: TrainedRun) -> None:

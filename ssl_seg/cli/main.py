@@ -13,7 +13,7 @@ from ssl_seg.errors import SslSegError, is_out_of_memory, printable_lines
 
 
 def main() -> None:
-    """Run ``ssl-seg``: errors the user can mend become one message and exit code 2 (3 for a refusal)."""
+    """Run ``ssl-seg``: errors the user can fix become one message and exit code 2 (3 for a refusal)."""
     for stream in (sys.stdout, sys.stderr):  # a name of a file may hold what the terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -77,11 +77,11 @@ class LengthConfig(Section):
     steps_per_epoch: PositiveInt = 100
     """An epoch is a fixed number of steps, whatever the label fraction."""
     snapshots: int = Field(0, ge=0, le=100)
-    """Networks that are kept on the way, evenly spaced: 2 keeps those after one and two thirds of the steps."""
+    """Number of networks to keep on the way, evenly spaced: 2 keeps those after one and two thirds of the steps."""
 
 
 class MonitorConfig(Section):
-    """What is watched, and what a collapse does."""
+    """What is watched, and what happens at a collapse."""
 
     first_epoch_probes: tuple[int, ...] = (0, 1, 2, 5, 10, 20, 50)
     """Steps of the first epoch at which the probe sets are evaluated; every epoch ends with a probe too."""
@@ -96,16 +96,16 @@ class MonitorConfig(Section):
     keep_best: PositiveInt = 1
     """How many of the best checkpoints are kept: best.pt, then best-2.pt and so on."""
     check_steps: PositiveInt = 20
-    """Steps between two glances at the training loss alone; one that has become NaN or 0 is looked into at once."""
+    """Steps between two checks of the training loss alone; a loss that has become NaN or 0 triggers a look at once."""
     on_collapse: Literal["warn", "stop", "recover"] = "warn"
-    """What a collapse after the first epoch does: warn says so, and ends the run only where the student's weights are
-    NaN; stop ends the run with exit code 3 at the end of the epoch; recover intervenes step by step
-    (`docs/collapse.md`) and ends it likewise when nothing helps."""
+    """What happens at a collapse after the first epoch: warn reports it, and ends the run only if the student's weights
+    are NaN; stop ends the run with exit code 3 at the end of the epoch; recover intervenes step by step
+    (`docs/collapse.md`) and also ends the run when nothing helps."""
     act_on: tuple[str, ...] = ()
     """Codes of warnings that stop and recover treat as a collapse, for example component_explosion, trivial_loss or
     overfitting."""
     patience_steps: PositiveInt = 25
-    """Steps that an intervention of recover gets to work before the next one."""
+    """Steps that recover waits for an intervention to work before the next one."""
 
     @model_validator(mode="after")
     def _something_acts(self) -> MonitorConfig:
@@ -120,12 +120,12 @@ class PredictionConfig(Section):
     """How probabilities become classes, in training and after it."""
 
     threshold: float | None = Field(None, gt=0, lt=1)
-    """Foreground is where its probability is above this, for two classes; null takes the likeliest class, which is 0.5.
-    Looks, final scores, `evaluate` and `predict` go by it; a calibration and --threshold come before it."""
+    """Probability above which a voxel is foreground, for two classes; null takes the likeliest class, which is 0.5.
+    Looks, final scores, `evaluate` and `predict` use it; a calibration and --threshold take precedence."""
 
 
 class RuntimeConfig(Section):
-    """Machine matters. Beside the number of processes, each with its own batch, none changes more than rounding."""
+    """The machine. Only the number of processes, each with its own batch, changes more than rounding."""
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Kind of device. auto: a CUDA GPU where there is one, else the CPU; mps, Apple's GPU, has to be asked for."""
@@ -160,7 +160,7 @@ class Config(Section):
     length: LengthConfig
     policies: PoliciesConfig = PoliciesConfig()
     gates: tuple[GateConfig, ...] = ()
-    """What the run must show to go on; a gate that is not met ends it with exit code 3."""
+    """What the run must show to continue; a gate that is not met ends it with exit code 3."""
     targets: TargetsConfig = TargetsConfig()
     """What its final scores should be."""
     monitor: MonitorConfig = MonitorConfig()

@@ -15,18 +15,18 @@ class BootstrapConfig(Section):
     start: Literal["better", "student", "teacher"] = "better"
     """The parent's network that the new student starts from; better is the one with the higher validation F1."""
     parts: Literal["all", "encoder"] = "all"
-    """What the student takes of it. encoder leaves decoder and head as newly initialized."""
+    """Parts that the student takes from it; encoder leaves decoder and head newly initialized."""
     reset_head: bool = False
-    """Initialize the layer that makes the logits anew; the parent may then have other classes."""
+    """Reinitialize the layer that makes the logits; the parent may then have other classes."""
     restart_ema: bool = True
-    """Begin the average anew, the teacher as a copy of the student. false goes on with the parent's teacher and its
+    """Restart the average, with the teacher as a copy of the student; false continues the parent's teacher and its
     count of updates."""
     pseudo_label_steps: int = Field(0, ge=0)
-    """Steps in which the teacher stays the parent's whole network, whose targets on unlabeled patches count in full,
-    without ramp-up. Then the teacher becomes a copy of the student, and the average begins with its count at 0."""
+    """Steps for which the teacher stays the parent's whole network, whose targets on unlabeled patches count in full,
+    without ramp-up. Then the teacher becomes a copy of the student, and the average starts with a count of 0."""
     gate: Literal["none", "margin", "interval"] = "margin"
     """What the parent's F1 must show: a margin over predicting foreground everywhere, or also one whose 95 % interval
-    lies above 0. none asks for nothing, to measure what a start is worth; leaks are refused all the same."""
+    lies above 0. none requires nothing, to measure what a start is worth; leaks are refused even then."""
 
     @model_validator(mode="after")
     def _teacher_fits_the_student(self) -> BootstrapConfig:

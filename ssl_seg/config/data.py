@@ -64,8 +64,8 @@ class DataConfig(Section):
     layout: str = "auto"
     """Layout of the folder; auto recognizes it."""
     groups: str | None = None
-    """CSV with the columns name,group (patient, paper, tile); groups.csv inside the folder is used unasked, else groups
-    that names show (patient03_slice07). none keeps nothing together."""
+    """CSV with the columns name,group (patient, paper, tile); without it, groups.csv in the folder is
+    used, or else groups that names show (patient03_slice07). none: no groups."""
     unlabeled: str | None = None
     """Folder of further unlabeled images, without masks."""
     pseudo_labels: str | None = None
@@ -75,28 +75,28 @@ class DataConfig(Section):
     """What mask values are: semantic (each a class), instances (numbers of objects: all but 0 are foreground), binary
     or probability (foreground is above a threshold). Recognized from the masks where it is left out."""
     task: Task = "semantic"
-    """What is learned of the masks: the class of each voxel, or, of masks that number objects, the objects (instances).
+    """What is learned from the masks: the class of each voxel, or the objects (instances) if the masks number objects.
     Objects are learned as three classes: background, inside and boundary."""
     threshold: float | None = None
-    """Value of binary or probability masks that foreground is above, on the scale of the files; when unset half of the
-    largest value there is, and for probability half of the range of the files (1, 255 or 65535)."""
+    """Value above which binary or probability masks are foreground, on the scale of the files; when unset, half of the
+    largest value in the masks, and for probability half of the range of the files (1, 255 or 65535)."""
     label_values: tuple[int, ...] = Field(min_length=2)
     """Value of each class in the mask files, background first."""
     label_map: dict[int, int] = Field(default_factory=dict)
-    """Mask value of a file -> value to use instead, before all else: {2: 1} makes class 2 part of class 1."""
+    """Mask value of a file -> value that replaces it before anything else: {2: 1} makes class 2 part of class 1."""
     ignore_value: int | None = None
-    """Mask value of voxels that neither losses nor metrics look at."""
+    """Mask value of voxels that losses and metrics ignore."""
     axes: Annotated[str, AfterValidator(_check_axes)] | None = None
-    """Axes of the arrays in TIFF, NPY, NPZ, HDF5 and Zarr files, such as ZYX, CYX or YXC; masks leave C out. What the
-    files say, or their shapes suggest, when unset."""
+    """Axes of the arrays in TIFF, NPY, NPZ, HDF5 and Zarr files, such as ZYX, CYX or YXC; masks leave C out. When
+    unset, what the files say, or their shapes suggest."""
     tiles: PositiveInt = 1
-    """Parts, at least, that each labeled image is cut into: cases of their own, with gaps between them. 1 keeps images
-    whole. When unset, large images are cut where fewer than three are labeled."""
+    """Least number of parts that each labeled image is cut into: separate cases, with gaps between them. 1 keeps images
+    whole. When unset, large images are cut if fewer than three are labeled."""
     nodata: float | Literal["none"] | None = None
     """Value of image voxels without data, such as -9999. Like those that a GeoTIFF declares, they are left out of
-    normalization, loss and scores, and predicted as background; none takes all voxels for data."""
+    normalization, loss and scores, and predicted as background; none treats all voxels as data."""
     nonfinite: Literal["refuse", "ignore"] = "refuse"
-    """What to do with NaN and infinity in images: stop, or leave such voxels out like those without data."""
+    """What to do about NaN and infinity in images: stop, or leave such voxels out like those without data."""
     window: tuple[float, float] | None = None
     """Lowest and highest intensity that the network tells apart, the same in all images, as in CT; null normalizes each
     image by its own mean and standard deviation."""
@@ -105,8 +105,8 @@ class DataConfig(Section):
     patch_size: tuple[PositiveInt, ...] = Field(min_length=2, max_length=3)
     """Size of a training patch and of an inference window; its length says 2D or 3D."""
     spacing: tuple[float, ...] | None = None
-    """Size of a voxel along (z, y, x) (of NIfTI: superior, anterior, right), for surface distances and resampling; that
-    of each image file when unset."""
+    """Size of a voxel along (z, y, x) (NIfTI: superior, anterior, right), for surface distances and resampling; when
+    unset, that of each image file."""
     resample_to: tuple[float, ...] | None = None
     """Voxel size that all images are resampled to for the network; masks are predicted and scored as stored."""
     foreground_ratio: float = Field(ge=0, le=1)
@@ -163,11 +163,11 @@ class SplitConfig(Section):
     seed: Seed = 0
     """Seed of the split, apart from the seed of the training: several trainings can share one split."""
     label_seed: Seed | None = None
-    """Seed of which training cases are labeled, with validation and test as they are; null: the order of the split."""
+    """Seed that chooses the labeled training cases; validation and test stay as they are. null: the split's order."""
     val_fraction: float | None = Field(None, gt=0, lt=1)
-    """Share of the labeled cases kept for validation; null: the cases in val/ where train/ is there too, else 0.15."""
+    """Share of the labeled cases kept for validation; null: the cases in val/ if there is train/ too, else 0.15."""
     test_fraction: float | None = Field(None, ge=0, lt=1)
-    """Share of the labeled cases sealed for the final test; null: the cases in test/ or none where there is train/ with
+    """Share of the labeled cases sealed for the final test; null: the cases in test/, or none, if there is train/ with
     val/ or test/, else 0.20."""
     folds: int | None = Field(None, ge=2)
     """Number of cross-validation folds; each fold is the validation set once, and val_fraction is not used."""
@@ -175,9 +175,9 @@ class SplitConfig(Section):
     """The fold that is the validation set, from 0."""
     near_copies: Literal["keep_together", "ignore"] = "keep_together"
     """Images that are nearly the same (resized, compressed, brightened, turned) stay in one part of a new split and are
-    a fault across parts; ignore: they are dealt out like others, with a warning. Exact copies always stay together."""
+    a fault across parts; ignore: they are split like others, with a warning. Exact copies always stay together."""
     allow_faults: bool = False
-    """Train although the split check finds a fault; set by --allow-split."""
+    """Train even though the split check finds a fault; set by --allow-split."""
 
     @model_validator(mode="after")
     def _fold_exists(self) -> SplitConfig:
@@ -198,17 +198,17 @@ class BatchConfig(Section):
     positive_ratio: float | None = Field(None, ge=0, le=1)
     """Share of labeled patches from cases with foreground; null draws all labeled cases equally often."""
     foreground_share: float | None = Field(None, gt=0, lt=1)
-    """Share of the labeled voxels of each batch that is foreground, as near as boxes in the drawn cases come to it;
-    null leaves it to data.foreground_ratio."""
+    """Share of foreground in the labeled voxels of each batch, as closely as boxes in the drawn cases reach it; null
+    leaves it to data.foreground_ratio."""
 
 
 class AugmentConfig(Section):
     """What is done to training patches; image, target, weak and strong view of a patch share one geometry.
 
     Labeled patches and strong views of unlabeled ones get intensity changes too, weak views do not. A file or --set may
-    say ``augment.preset``: none, light (mirrors, quarter turns, small changes of intensity) or strong (the defaults
-    here). It stands for single settings, all but cutmix and copy_paste; strong leaves invert to the plan. One that is
-    given beside it wins.
+    give ``augment.preset``: none, light (mirrors, quarter turns, small changes of intensity) or strong (the defaults
+    here). It sets all of these settings but cutmix and copy_paste; strong leaves invert to the plan. Single settings
+    given beside it win.
     """
 
     flips: bool = True
@@ -218,9 +218,9 @@ class AugmentConfig(Section):
     affine: float = Field(0.2, ge=0, le=1)
     """Probability that a patch is rotated, and that it is scaled; each is drawn on its own."""
     rotation: float = Field(180.0, ge=0, le=180)
-    """Rotate by up to so many degrees in the (Y, X) plane; angles are those of the sample, whatever its voxel size."""
+    """Largest rotation in degrees in the (Y, X) plane; angles are those of the sample, whatever its voxel size."""
     tilt: float = Field(30.0, ge=0, le=180)
-    """Rotate volumes by up to so many degrees out of the (Y, X) plane; less, where voxels are longer along Z."""
+    """Largest rotation in degrees of volumes out of the (Y, X) plane; less where voxels are longer along Z."""
     scale: float = Field(0.4, ge=0, lt=1)
     """Enlarge or shrink by a factor of up to 1 + scale."""
     elastic: float = Field(0.0, ge=0, le=1)
@@ -228,9 +228,9 @@ class AugmentConfig(Section):
     intensity: float = Field(0.5, ge=0, le=1)
     """Strength of noise, blur, brightness, contrast, low resolution and gamma; 0.5 is that of nnU-Net, 0 is none."""
     labeled_factor: float = Field(1.0, ge=0, le=10)
-    """Factor on the probabilities of changes of intensity in labeled patches; 1 has those of nnU-Net."""
+    """Factor on the probabilities of intensity changes in labeled patches; 1 gives those of nnU-Net."""
     strong_factor: float = Field(2.0, ge=0, le=10)
-    """Factor on the probabilities of changes of intensity in strong views of unlabeled patches."""
+    """Factor on the probabilities of intensity changes in strong views of unlabeled patches."""
     invert: float = Field(0.0, ge=0, le=1)
     """Probability that bright and dark are exchanged in a labeled patch, and in each strong view."""
     cutout: float = Field(0.3, ge=0, le=1)

@@ -1,4 +1,4 @@
-"""Sections about gates, what a run must show to go on, and targets, what its final scores should be."""
+"""Sections about gates, what a run must show to continue, and targets, what its final scores should be."""
 
 from __future__ import annotations
 
@@ -72,11 +72,11 @@ class TargetsConfig(Section):
     """Ranges for scores on whole cases; training and `evaluate` say which are met, and none stops a run."""
 
     precision: Range | None = None
-    """Range of the precision over all voxels of all cases together; of several classes, the mean."""
+    """Range of the precision over all voxels of all cases together; the mean for several classes."""
     recall: Range | None = None
-    """Range of the recall over all voxels of all cases together; of several classes, the mean."""
+    """Range of the recall over all voxels of all cases together; the mean for several classes."""
     f1: Range | None = None
-    """Range of F1 over all voxels of all cases together; of several classes, the mean."""
+    """Range of F1 over all voxels of all cases together; the mean for several classes."""
     dice: Range | None = None
     """Range of the mean Dice over cases."""
     foreground_share: Range | None = None

@@ -23,16 +23,16 @@ class NetworkConfig(Section):
     features: PositiveInt | None = None
     """Width of the first level; the network's own default when unset."""
     pretrained: str | None = None
-    """Run of `ssl-seg pretrain` whose weights the network starts with, all but those of the head; null: none."""
+    """Run of `ssl-seg pretrain` whose weights the network starts from, all but those of the head; null: none."""
     norm: Literal["instance", "group", "batch"] = "instance"
     """Normalization. Batch statistics make student and teacher differ between train and eval mode."""
     deep_supervision: int = Field(0, ge=0, le=4)
-    """Further outputs at coarser levels that the supervised loss looks at too; dynunet and encoder_unet."""
+    """Number of further outputs at coarser levels that the supervised loss also uses; dynunet and encoder_unet only."""
     encoder: str = "efficientnet_lite0"
     """Encoder of encoder_unet: efficientnet_lite0, or any convolutional model of timm by name (extra `encoders`)."""
     encoder_weights: str = "imagenet"
-    """What the encoder starts from: imagenet, none (random), or a file of weights. It keeps the batch statistics that
-    come with weights; with none it has the norm of the network."""
+    """Initial weights of the encoder: imagenet, none (random), or a file of weights. It keeps the batch statistics that
+    come with weights; with none it uses the norm of the network."""
 
 
 class MethodConfig(Section):
@@ -53,12 +53,12 @@ def _check_weights(weights: dict[str, float]) -> dict[str, float]:
 
 
 class LossPhaseConfig(Section):
-    """Other loss weights from an epoch on."""
+    """Loss weights that apply from an epoch on."""
 
     from_epoch: int
-    """First epoch of the phase, counted from 0; before the first phase loss.weights hold."""
+    """First epoch of the phase, counted from 0; before the first phase, loss.weights apply."""
     weights: dict[str, float]
-    """Weight of each component; those of earlier phases that are not named end."""
+    """Weight of each component; components of earlier phases that are not named here end."""
     blend_epochs: int = Field(0, ge=0)
     """Epochs over which the weights pass linearly from the old to the new ones; 0 switches at once."""
 
@@ -127,13 +127,13 @@ class OptimConfig(Section):
     encoder_lr_factor: float = Field(1.0, gt=0)
     """Factor of lr for the encoder of any network; below 1 it keeps more of the weights that it started from."""
     weight_decay: float = Field(1e-2, ge=0)
-    """Decoupled for adamw, L2 for sgd."""
+    """Weight decay: decoupled for adamw, L2 for sgd."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of sgd, beta1 of adamw."""
     warmup_steps: int = Field(50, ge=0)
     """Steps of linear warm-up from near 0 to lr; one_cycle rises by itself and has none."""
     schedule: Literal["constant", "poly", "cosine", "cosine_restarts", "one_cycle", "reduce_on_plateau"] = "poly"
-    """Form after the warm-up; one_cycle reaches floor x lr at the last step, poly and cosine one step later."""
+    """Schedule after the warm-up; one_cycle reaches floor x lr at the last step, poly and cosine one step later."""
     poly_power: float = Field(0.9, gt=0)
     """Exponent of the poly schedule."""
     floor: float = Field(0.0, ge=0, le=1)
@@ -141,7 +141,7 @@ class OptimConfig(Section):
     restart_epochs: PositiveInt = 10
     """Length of the first cycle of cosine_restarts, in epochs."""
     restart_growth: PositiveInt = 2
-    """Factor from the length of a cycle of cosine_restarts to the next."""
+    """Factor by which each cycle of cosine_restarts is longer than the one before."""
     one_cycle_rise: float = Field(0.3, gt=0, lt=1)
     """Share of the run over which one_cycle rises to lr."""
     plateau_patience: PositiveInt = 5
@@ -149,8 +149,8 @@ class OptimConfig(Section):
     plateau_factor: float = Field(0.5, gt=0, lt=1)
     """Factor of the rate at each reduction of reduce_on_plateau."""
     lr_scaling: Literal["none", "linear", "sqrt"] = "none"
-    """Multiply lr by the batch size over lr_batch_size, or by its square root. The batch is that of all processes; of a
-    random batch size, the mean."""
+    """Multiply lr by the batch size over lr_batch_size, or by its square root. The batch is that of all processes; for
+    a random batch size, the mean counts."""
     lr_batch_size: PositiveInt = 4
     """Labeled batch size that lr was chosen for; read by lr_scaling only."""
     clip_norm: float | None = Field(12.0, gt=0)

@@ -32,7 +32,7 @@ class WeightNoiseConfig(Section):
 
 
 class AfterRollbackConfig(Section):
-    """A milder plateau response, which takes over at the rollback; plateaus are counted anew."""
+    """A milder plateau response, which takes over at the rollback; the count of plateaus restarts."""
 
     base: float = Field(1.2, ge=1)
     """Multiplier at the first plateau after the rollback."""
@@ -42,14 +42,14 @@ class AfterRollbackConfig(Section):
     component_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Weights that components of loss.weights have from the rollback on, in this and in all later phases."""
     judge_epochs: PositiveInt | None = 10
-    """Epochs after the rollback within which a score must exceed the best one before; else the run ends. null: none."""
+    """Epochs after the rollback in which a score must exceed the earlier best; else the run ends; null: no limit."""
 
 
 class PlateauResponseConfig(Section):
     """A larger learning rate after a plateau, and a way back when that makes things worse."""
 
     patience: PositiveInt = 5
-    """Epochs in a row without a better validation score that make a plateau; then they are counted anew."""
+    """Epochs in a row without a better validation score that make a plateau; then the count restarts."""
     base: float = Field(1.0, ge=1)
     """Multiplier at the first plateau."""
     gain: float = Field(0.15, ge=0)
@@ -62,11 +62,11 @@ class PlateauResponseConfig(Section):
     """Fall of the score below the best one that brings back best.pt, while the multiplier holds and for as many epochs
     after that; from then on no multiplier exceeds 1, unless after_rollback is given."""
     after_rollback: AfterRollbackConfig | None = None
-    """What takes over at the first rollback. At a second one the rate is not raised any more."""
+    """What takes over at the first rollback; after a second one, the rate is never raised again."""
 
 
 class EarlyStoppingConfig(Section):
-    """The end of a run that does not get better."""
+    """When to end a run that does not get better."""
 
     patience: PositiveInt = 40
     """Epochs without a better validation score."""
@@ -82,7 +82,7 @@ class GradientNoiseConfig(Section):
 
 
 class RandomBatchSizeConfig(Section):
-    """Another number of labeled patches in each step."""
+    """A random number of labeled patches in each step."""
 
     smallest: PositiveInt
     """Fewest labeled patches."""

@@ -87,7 +87,7 @@ def train(
         after_look: called by the first process with the directory of the run, when a look at the networks is recorded.
 
     Raises:
-        SslSegError: for anything the user can mend; RefusedError for a parent that fails the gate.
+        SslSegError: for anything the user can fix; RefusedError for a parent that fails the gate.
     """
     check_sinks(request.log)
     console = LoggedConsole(console or Silent())

@@ -66,7 +66,7 @@ def cross_validate(
         same.
 
     Raises:
-        SslSegError: for anything the user can mend.
+        SslSegError: for anything the user can fix.
     """
     console = console or Silent()
     steps = StudySteps(

@@ -85,7 +85,7 @@ def climb_labels(
         The ladder, whose ``ending`` says how far it went; ladder.json in its directory says the same.
 
     Raises:
-        SslSegError: for anything the user can mend; RefusedError for the continuation of a ladder that was refused or
+        SslSegError: for anything the user can fix; RefusedError for the continuation of a ladder that was refused or
             has collapsed.
     """
     console = console or Silent()

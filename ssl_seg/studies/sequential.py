@@ -80,7 +80,7 @@ def run_study(
     ``layers`` are the settings that are asked for; in a continuation only those of the machine.
 
     Raises:
-        SslSegError: for anything the user can mend.
+        SslSegError: for anything the user can fix.
     """
     resume = None if resume is None else Path(resume)
     begun = () if resume is None else load_study(kind, resume).layers

@@ -93,7 +93,7 @@ def pretrain(request: TrainRequest, console: Console | None = None) -> PretrainR
         console: where the run talks to.
 
     Raises:
-        SslSegError: for anything the user can mend.
+        SslSegError: for anything the user can fix.
     """
     console = console or Silent()
     state = None if request.resume is None else load_pretraining(request.resume)
