@@ -70,7 +70,7 @@ def hold_directory(path: Path, note: Callable[[str], None] = lambda _: None) -> 
     except OSError as error:
         raise RunDirError(f"{path} cannot be written to: {error.strerror or error}") from error
     if not is_held:
-        note(f"{path}: its file system has no locks; see to it that no second process works there")
+        note(f"{path}: its file system has no locks; make sure that no other process writes there")
     try:
         yield
     finally:

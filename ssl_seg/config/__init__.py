@@ -191,7 +191,7 @@ class Config(Section):
     def _pq_is_of_objects(self) -> Config:
         if self.monitor.select == "pq" and self.data.task != "instances":
             raise ValueError(
-                "monitor.select=pq is of objects, which data.task=semantic does not learn: give --task instances, or "
+                "monitor.select=pq scores objects, which data.task=semantic does not learn: give --task instances, or "
                 "select f1, dice or foreground_distance"
             )
         return self

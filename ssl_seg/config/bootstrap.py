@@ -35,8 +35,8 @@ class BootstrapConfig(Section):
         if self.parts != "all" or self.reset_head:
             new = "reset_head = true" if self.parts == "all" else f"parts = {self.parts}"
             raise ValueError(
-                f"restart_ema = false averages the parent's teacher with the student, and {new} initializes weights of "
-                "the student anew, which such a mean makes no sense of. Use restart_ema = true"
+                f"restart_ema = false averages the parent's teacher with the student, and {new} reinitializes weights "
+                "of the student, which must not be averaged with old ones. Use restart_ema = true"
             )
         if self.pseudo_label_steps > 0:
             raise ValueError(

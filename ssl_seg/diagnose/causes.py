@@ -201,7 +201,7 @@ def _suspect_images(facts: DiagnosisFacts) -> Suspect | None:
         evidence.append(f"rank correlation of an image and what the network sees of it is {rank:.3f}, not 1")
     if not evidence:
         return None
-    text = "images hold nothing, or not what they held, when they reach the network"
+    text = "images are empty or changed when they reach the network"
     action = "export the images again with their full range; leave out constant ones"
     return Suspect(text, evidence, action, facts.audit())
 
@@ -292,7 +292,7 @@ def _suspect_coverage(facts: DiagnosisFacts) -> Suspect | None:
     action = "predict with `ssl-seg predict`, whose windows cover every voxel"
     if uniform:
         text = "the network says foreground everywhere, and the inference leaves out a border: only the border varies"
-        action = "examine the checkpoint that made them: not the border, the network is what is wrong"
+        action = "examine the checkpoint that made them: the network is wrong, not the border"
     return Suspect(text, evidence, action, facts.examine())
 
 

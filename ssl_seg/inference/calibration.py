@@ -142,7 +142,8 @@ def find_calibration(model: Model, net: str, note: Callable[[str], None] = lambd
         return own
     if not any(key.startswith(fingerprint) for key in found):
         note(
-            f"{path} is of another state of {model.path.name} and is left out: `ssl-seg calibrate {quote(model.path)}`"
+            f"{path} belongs to another state of {model.path.name} and is not used: `ssl-seg calibrate "
+            f"{quote(model.path)}`"
         )
     return None
 

@@ -54,7 +54,9 @@ class Model:
         trained, here = self.config.runtime, self.device.type
         texts = []
         if trained.accelerator not in ("auto", here) and not has_device(trained.accelerator):
-            texts.append(f"{self.path} was trained on {trained.accelerator}, which is not here: computing on {here}")
+            texts.append(
+                f"{self.path} was trained on {trained.accelerator}, which this machine lacks: computing on {here}"
+            )
         if trained.precision == "bf16" and choose_inference_precision("bf16", self.device) != "bf16":
             texts.append(f"{self.path} was trained in bf16, which this {here} only emulates: computing in fp32")
         return texts

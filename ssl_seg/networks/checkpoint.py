@@ -309,7 +309,7 @@ def _parse(content: Any, path: Path) -> Checkpoint:
     except (TypeError, AttributeError, KeyError):
         sound = False
     if not sound:
-        raise CheckpointError(f"{path} is damaged: a part of it has not the form that `ssl-seg train` writes")
+        raise CheckpointError(f"{path} is damaged: a part of it is not in the form that `ssl-seg train` writes")
     return checkpoint
 
 

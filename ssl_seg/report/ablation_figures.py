@@ -305,8 +305,8 @@ _FIGURES: dict[str, tuple[str, str, Callable[[AblationSummary, Path], bool]]] = 
     ),
     "case_slopes.png": (
         "Cases against the baseline",
-        "Dice of each case with the baseline and with the method, mean over runs. A mean that rises because "
-        "of a few cases is seen here.",
+        "Dice of each case with the baseline and with the method, mean over runs. This shows whether a mean rises "
+        "because of a few cases.",
         plot_case_slopes,
     ),
     "labels_equivalent.png": (

@@ -59,7 +59,7 @@ def make_audit_page(result: Audit, train: str, again: str) -> Page:
             (make_facts("", describe_summary(summary)), to_table("Share of each class", classes)),
         ),
     )
-    banner = _judge("data", result.findings, what, train, "Mend what is named, and look again.", again)
+    banner = _judge("data", result.findings, what, train, "Fix what is listed, and run it again.", again)
     return Page(f"Data {summary['root']}", f"layout {summary['layout']}", banner, keep_filled(sections))
 
 
@@ -98,7 +98,7 @@ def make_split_page(
         PageSection("Findings", tables=(make_findings_table(findings),)),
         PageSection("What is in it", split.notes, tables=(make_facts("", facts),)),
     )
-    banner = _judge("split", findings, what, train, "Mend what is named, or make a new split.", new)
+    banner = _judge("split", findings, what, train, "Fix what is listed, or make a new split.", new)
     return Page(f"Split {name}", split.dataset, banner, keep_filled(sections))
 
 

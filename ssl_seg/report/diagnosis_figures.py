@@ -95,7 +95,7 @@ def make_foreground(images: Sequence[ImageFigures]) -> PanelRow:
     panels += [("Foreground of the images", partial(_draw_histogram, known, end))] if len(known) > 1 else []
     if len(known) < len(images):
         panels.append(("Predicted foreground, in order", partial(_draw_levels, images, styles, end)))
-    caption = "One mark an image. Marks of one shape on one level: the prediction does not depend on the image."
+    caption = "One mark per image. Marks of one shape on one level: the prediction does not depend on the image."
     return PanelRow("Foreground share of the images", caption, (5.0, 4.4), tuple(panels))
 
 

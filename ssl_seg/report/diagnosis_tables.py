@@ -83,7 +83,7 @@ def make_key_figures(diagnosis: Diagnosis, *, brief: bool = False) -> Table:
     for name, make in _KEY_ROWS.items():
         if statistics.get(name) and not (brief and name == "shapes"):
             rows += make(statistics)[: 1 if brief else None]
-    text = "Each beside what it is to be compared with."
+    text = "Each figure beside what to compare it with."
     return Table("Key figures", text, ("figure", "value", "compare with"), tuple(rows))
 
 
@@ -130,7 +130,7 @@ def _quantiles(s: Statistics) -> Table:
         for title, key, digits in (("probability", "prob_quantiles", 3), ("logit", "logit_quantiles", 2))
         if out.get(key)
     ]
-    text = "Of all voxels; the column is the share of voxels below."
+    text = "Over all voxels; each column is the share of voxels below its value."
     return Table("Quantiles of the outputs", text, ("images of", *quantiles), tuple(rows))
 
 
@@ -230,7 +230,8 @@ def _scores(s: Statistics) -> Table:
     ]
     entries += [entry for entry in of_trivial if entry[1] in trivial]
     text = (
-        f"Of any foreground, on {s['scores'].get('images', UNKNOWN)} whole images. Bias is recall where recall is far "
+        f"Scores of any foreground, on {s['scores'].get('images', UNKNOWN)} whole images. Bias is recall where recall "
+        "is far "
         "above precision: too much is predicted; precision where too little is."
     )
     return _make_list("Precision, recall, and trivial predictors", text, "score", entries, {**trivial, **s["scores"]})
@@ -313,8 +314,8 @@ def _inputs(s: Statistics) -> Table:
     ]
     text = (
         f"{s['inputs'].get('images', UNKNOWN)} images. A rank correlation of 1 means that normalization keeps the "
-        "order of the gray values, so all that is to be seen; a difference of 0, that training and prediction feed the "
-        "same."
+        "order of the gray values, and with it all that can be seen; a difference of 0, that training and prediction "
+        "feed the network the same values."
     )
     return _make_list("Input of the network", text, "figure", entries, s["inputs"])
 

@@ -349,12 +349,13 @@ def draw_reliability(used: NetworkScore) -> Drawing | None:
         end = max(end, float(probability.max(initial=0)), float(true.max(initial=0)))
     axis.set(xlim=(-0.02, min(1.05 * end, 1.02)), ylim=(-0.02, min(1.05 * end, 1.02)))
     axis.set_xlabel("predicted probability", fontsize=8)
-    axis.set_ylabel("share of the voxels that are it", fontsize=8)
+    axis.set_ylabel("share of the voxels of the class", fontsize=8)
     open_frame(axis)
     more = len(names) - len(COLORS)
     caption = (
         f"The {used.net} on the whole validation cases, before any calibration. On the dashed line, 0.8 is right 8 "
-        "times of 10; above it there is more of the class than predicted, below it less. The larger a dot, the more "
+        "times out of 10; above it there is more of the class than predicted, below it less. The larger a dot, the "
+        "more "
         "voxels. "
         f"Error: mean distance from the line{f'. {more} more classes are not drawn' if more > 0 else ''}."
     )
@@ -386,7 +387,9 @@ def draw_runs(records: Mapping[str, RunRecord]) -> Drawing | None:
     axis.set_xlabel("step", fontsize=8)
     axis.set_ylabel("F1 on the validation probe", fontsize=8)
     open_frame(axis)
-    caption = "The network of each run that is used, else its student, on its own probe. A cross: the run collapsed."
+    caption = (
+        "For each run, the network that is used, else its student, on its own probe. A cross marks a collapsed run."
+    )
     return make_drawing(figure, "F1 over the steps", caption, 1 if max(map(len, known)) > 24 else 2)
 
 

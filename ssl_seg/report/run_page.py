@@ -183,10 +183,7 @@ def _make_calibration_section(record: RunRecord) -> PageSection:
     if record.used is None:
         return PageSection("Calibration")
     drawing, stored = draw_reliability(record.used), _read_calibration(record)
-    missing = (
-        "The run was scored before reliability was counted: "
-        f"`ssl-seg calibrate {quote(record.run.path)} --figure FILE` measures it."
-    )
+    missing = "Reliability was not measured: `ssl-seg calibrate {quote(record.run.path)} --figure FILE` measures it."
     return PageSection(
         "Calibration",
         () if drawing else (missing,),
@@ -230,7 +227,7 @@ def _read_calibration(record: RunRecord) -> str:
     except SslSegError as error:
         return str(error)
     if found is None:
-        return f"{path.name} is of another state of best.pt"
+        return f"{path.name} belongs to another state of best.pt"
     return f"{found.describe()}. evaluate and predict use it; the scores of this page are without it"
 
 
@@ -248,12 +245,12 @@ def _make_case_section(record: RunRecord) -> PageSection:
         rows = [*rows[:half], *rows[-half:]]
     labels = [row["label"] for row in summary.get("classes", ())]
     if len(labels) > MOST_CLASSES:
-        notes = (*notes, f"Each class of each case is in scores.json: {len(labels)} columns would be no table.")
+        notes = (*notes, f"Each class of each case is in scores.json: {len(labels)} columns are too many for a table.")
         labels = []
     columns = ("case", "Dice", "IoU", "precision", "recall", "true foreground", "predicted")
     table = Table(
         "",
-        "A click on a title sorts.",
+        "Click a title to sort.",
         (*columns, *(f"Dice of class {label}" for label in labels)),
         tuple(
             (
@@ -341,7 +338,7 @@ def _describe_openings(record: RunRecord) -> str:
 
 
 def _make_settings_table(record: RunRecord) -> Table:
-    text = "Given: other than the default, by a file, an option or a parent."
+    text = "Given: set by a file, an option or a parent, and not the default."
     return Table("", text, ("setting", "value", "origin"), record.settings)
 
 

@@ -287,7 +287,7 @@ def judge_run(record: RunRecord) -> Banner:
     if record.goes_on:
         when = f"{now()[:16].replace('T', ' ')} UTC"
         reasons.insert(
-            0, f"The run was going on when this page was written, after {_describe_progress(record)}, {when}"
+            0, f"The run was still training when this page was written, after {_describe_progress(record)}, {when}"
         )
     if not len(looks.steps):
         reasons.append("Nothing is recorded yet: there was no look at the networks.")

@@ -208,7 +208,7 @@ def open_maker(request: PredictRequest, models: Sequence[Model], note: Callable[
     calibration = find_calibration(*nets[0], note) if request.calibrated and len(nets) == 1 else None
     for model in models if len(nets) > 1 else ():
         if (stored := calibration_path(model.path)).is_file():
-            note(f"{stored} is of one network: the mean of {len(nets)} leaves it out")
+            note(f"{stored} belongs to one network: the mean of {len(nets)} does not use it")
     decision = (
         decide(request.threshold, calibration, models[0].config.prediction)
         if len(nets) == 1

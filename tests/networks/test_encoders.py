@@ -529,7 +529,7 @@ def test_other_models_of_timm_are_refused(name: str, message: str) -> None:
 
 @pytest.mark.usefixtures("timm")
 def test_no_network_is_said() -> None:
-    with pytest.raises(NetworkError, match="its weights cannot be had: We couldn't connect"):
+    with pytest.raises(NetworkError, match="its weights are not available: We couldn't connect"):
         load_encoder(build(encoder="resnet18"), "resnet18", "imagenet")
     with pytest.raises(NetworkError, match="no such file"):
         load_encoder(build(encoder="resnet18"), "resnet18", "nowhere.pth")

@@ -570,7 +570,7 @@ class TestWhileItTrains:
         (run / "checkpoints" / "last.pt").touch()
         banner, later = read_run(run, goes_on=True).banner, read_run(run).banner
         assert (banner.state, banner.title) == ("healthy", "Going on: at step 6 of 12, healthy so far")
-        said = "The run was going on when this page was written, after step 6 of 12, 2026-11-29 22:41 UTC"
+        said = "The run was still training when this page was written, after step 6 of 12, 2026-11-29 22:41 UTC"
         assert banner.reasons[0] == said
         assert banner.commands == (), "a run that goes on cannot be resumed"
         assert later.title == "Not finished: at step 6 of 12, healthy so far"

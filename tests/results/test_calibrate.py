@@ -233,7 +233,7 @@ class TestWhatIsStored:
         uncalibrated = score(checkpoint, calibrated=False)
         result = evaluate(EvaluateRequest(checkpoint, which="student"), note=said.append)
         assert result["pooled"]["f1"] == uncalibrated
-        assert any("is of another state of net.pt and is left out" in line for line in said)
+        assert any("belongs to another state of net.pt and is not used" in line for line in said)
         calibrate(CalibrateRequest(checkpoint, "student"))
         assert len(json.loads(calibration_path(checkpoint).read_text())) == 1
 
@@ -253,7 +253,7 @@ class TestWhatIsStored:
         assert evaluate(request, note=said.append)["pooled"]["f1"] == plain
         images = Path(evaluate(request)["data"]) / "images"
         predict(PredictRequest(checkpoint, images, tmp_path / "out", "student", more=(other,)), note=said.append)
-        assert any("is of one network: the mean of 2 leaves it out" in line for line in said)
+        assert any("belongs to one network: the mean of 2 does not use it" in line for line in said)
 
 
 class TestRefusals:

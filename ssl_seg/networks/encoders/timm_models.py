@@ -104,7 +104,11 @@ def _create(timm: Any, name: str, channels: int, options: dict[str, Any]) -> Any
     try:
         return timm.create_model(name, features_only=True, in_chans=channels, **options)
     except Exception as error:
-        what = "its weights cannot be had" if options else "it cannot be an encoder"
-        way = "Give network.encoder_weights a file, none, or a machine with a network" if options else "Use another one"
+        what = "its weights are not available" if options else "it cannot be an encoder"
+        way = (
+            "Set network.encoder_weights to a file or none, or use a machine with network access"
+            if options
+            else "Use another one"
+        )
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise NetworkError(f"network.encoder = {name}: {what}: {reason}. {way}") from error
