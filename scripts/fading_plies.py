@@ -62,7 +62,7 @@ def write_fading_plies(
 
     Args:
         folder: a new folder.
-        shape: of the images.
+        shape: shape of the images.
         unlabeled: images: as described. shuffled: their voxels in random order, as a control. masks: with their masks,
             so that a supervised training shows what can be reached.
         seed: the seed of the images, which are the same in all three.

@@ -104,9 +104,9 @@ def measure(name: str, data: str, settings: Settings, *, small: bool) -> Row:
     """Return how long a step takes, where the time goes, and how much memory it needs.
 
     Args:
-        name: of the row.
+        name: name of the row.
         data: folder, or name of a synthetic set.
-        settings: of the run, beside those that are planned.
+        settings: settings of the run, beside those that are planned.
         small: time few steps.
     """
     device = choose_device("auto")

@@ -208,7 +208,7 @@ def evaluate(
             trained with.
         which: score one network only.
         ensemble: score the mean of the probabilities of all checkpoints too.
-        overlap: of neighboring windows, from 0 to below 1.
+        overlap: overlap of neighboring windows, from 0 to below 1.
         threshold: foreground is where its probability is above this; two classes only.
         uncalibrated: leave out what ``ssl-seg calibrate`` has stored.
         accelerator: where to compute; by default where the training did.
@@ -280,7 +280,7 @@ def predict(
         tta: predict mirrored and turned windows too.
         uncertainty: write the entropy, and the variance of ``tta`` or several networks.
         objects: write connected parts as label images, and a table of them.
-        format: of the masks in a folder; by default ``png``, and ``tif`` or ``nii.gz`` of volumes.
+        format: format of the masks in a folder; by default ``png``, and ``tif`` or ``nii.gz`` of volumes.
         spacing: voxel size along z, y, x; by default that of each file.
         overwrite: make masks anew that are there already.
         workers: processes that share the images, and the pieces of large ones; a script that asks for several must call

@@ -96,7 +96,7 @@ def run_training(
     Args:
         out: removed first, if it is there.
         data: folder or name of the data.
-        seed: of the split, the start and all draws.
+        seed: seed of the split, the start and all draws.
         settings: in increasing order of precedence.
         fault: makes the context in which the public ``train`` is called.
     """

@@ -77,7 +77,7 @@ def climb(labels: tuple[float, ...], layers: tuple[Layer, ...], given: Mapping[s
     """Train the rungs, or continue them, and print the table; the exit code says how it ended.
 
     Args:
-        labels: of the rungs.
+        labels: labels of the rungs.
         layers: settings of all rungs.
         given: the other parameters of the command.
     """

@@ -45,7 +45,7 @@ def check_paths(settings: Settings, *, out: Path | None = None, resume: Path | N
     """Check that what the settings name exists and that what is to be created does not.
 
     Args:
-        settings: of files and options.
+        settings: settings of files and options.
         out: directory to create.
         resume: directory of a single run to continue.
 

@@ -113,7 +113,7 @@ def describe_problem(
         model: what was validated.
         problem: one of ``ValidationError.errors()``.
         sources: the source of each dotted key.
-        prefix: of the keys of ``model`` in the whole configuration, with its dot.
+        prefix: prefix of the keys of ``model`` in the whole configuration, with its dot.
     """
     loc, kind, message = problem["loc"], problem["type"], problem["msg"]
     if kind != "extra_forbidden" and (branch := _BRANCH.fullmatch(str(loc[-1] if loc else ""))):

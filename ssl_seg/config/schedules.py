@@ -59,7 +59,7 @@ def make_lr_schedule(
 
     Args:
         optim: form, peak rate and scaling.
-        length: of the run.
+        length: length of the run.
         batch_size: labeled patches of one update on all processes; read where ``optim.lr_scaling`` asks for it.
     """
     ratio = batch_size / optim.lr_batch_size
@@ -241,7 +241,7 @@ def override_weights(phases: Sequence[LossPhase], epoch: float, weights: Mapping
     Args:
         phases: see ``compute_loss_weights``.
         epoch: above 0.
-        weights: of the components that have others.
+        weights: weights of the components that have others.
     """
     present = [phase for phase in phases if phase.from_epoch <= epoch][-1]
     left = max(present.from_epoch + present.blend_epochs - epoch, 0)

@@ -50,7 +50,7 @@ def read_foreground(
     Args:
         catalog: the data.
         labeled: ids of cases.
-        most: of them are read, evenly spread.
+        most: largest number of cases that are read, evenly spread.
     """
     positive = [i for i in labeled if i in catalog.facts and catalog.facts[i].foreground]
     store = CaseStore(catalog, catalog.channels, max_bytes=1)  # by box where files can be read so

@@ -351,8 +351,8 @@ def _find_whitening(vectors: Vectors, shape: tuple[int, ...], few: float) -> tup
 
     Args:
         vectors: (count, size) thumbnails, not turned.
-        shape: of a thumbnail; each side is even.
-        few: of ``count`` vectors.
+        shape: shape of a thumbnail; each side is even.
+        few: some of the ``count`` vectors.
     """
     stack = vectors.reshape(-1, *shape)
     stack = np.concatenate([stack, stack.swapaxes(-1, -2)])

@@ -48,7 +48,7 @@ class FactsCache:
 
     Args:
         paths: places for the file; the first that can be written is taken.
-        folder: of the data set, which may move.
+        folder: folder of the data set, which may move.
         settings: whatever facts depend on besides the files.
     """
 

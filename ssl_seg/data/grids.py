@@ -34,9 +34,9 @@ def compare_grids(
 
     Args:
         name: the one file, such as a mask.
-        geometry: of it.
+        geometry: geometry of the one file.
         other: the file that it belongs to, such as the image.
-        other_geometry: of that.
+        other_geometry: geometry of the other file.
         shape: (*S) of both.
 
     Raises:

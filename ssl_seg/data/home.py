@@ -33,7 +33,7 @@ def list_places(root: str | None, name: str) -> list[Path]:
 
     Args:
         root: the data set.
-        name: of the file, such as ``facts.sqlite``.
+        name: name of the file, such as ``facts.sqlite``.
     """
     home = None if root is None or os.environ.get(SWITCH) == "0" else find_home(root)
     if home is None:

@@ -356,7 +356,7 @@ def _find_points(
 
     Args:
         pieces: first row, and rows of the target.
-        counts: of voxels that are not ignored, 0 to look for none; then of each foreground class.
+        counts: numbers of voxels that are not ignored, 0 to look for none; then of each foreground class.
     """
     found: list[list[NDArray[np.integer]]] = [[] for _ in counts]
     wanted = [_choose_ranks(count) for count in counts]

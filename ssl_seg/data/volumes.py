@@ -277,7 +277,7 @@ def write_mask(path: Path, mask: Rows, geometry: Geometry | None = None) -> None
     Args:
         path: its suffix says the format; its folder is made if it is missing.
         mask: (*S), values 0..65535; read by rows, its type is kept.
-        geometry: of the image: the axes of its file are those of the mask's, and NIfTI keeps where they lie.
+        geometry: geometry of the image: the axes of its file are those of the mask's, and NIfTI keeps where they lie.
 
     Raises:
         DataError: if shape, values and suffix do not fit, or the file cannot be written.

@@ -42,8 +42,8 @@ def add_classes(scores: Mapping[str, Any], f1: Sequence[float], shares: Sequence
     of predicting each class everywhere, ``trivial_f1_macro``.
 
     Args:
-        f1: of each class.
-        shares: of the voxels that are of each class.
+        f1: F1 of each class.
+        shares: shares of the voxels that are of each class.
     """
     of, trivial = f"mean of {len(f1)} class{'es' * (len(f1) > 1)}", np.mean([compute_trivial_f1(p) for p in shares])
     return {**scores, "f1_macro": float(np.mean(f1)), "trivial_f1_macro": float(trivial), "of": of}

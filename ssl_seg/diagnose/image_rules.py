@@ -31,7 +31,7 @@ def audit_outputs(
     """Return what is wrong with the predictions of all images together, worst first.
 
     Args:
-        tally: of at least one image.
+        tally: tally of at least one image.
         statistics: with ``outputs``, ``shapes`` and ``equality``.
         net: whose predictions they are.
         auroc: over the voxels with a known truth, None without any. An output that ranks well is not constant.

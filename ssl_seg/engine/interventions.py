@@ -57,7 +57,7 @@ class Interventions:
         Args:
             engine: whose networks a restore changes.
             ladder: so far.
-            observation: of this step.
+            observation: observation of this step.
             load: returns the checkpoint of the first or of the second restore, on all processes.
                 The second goes back to the start: what collapses again may have been sick already.
         """

@@ -24,7 +24,7 @@ def count_cores(root: Path = Path("/")) -> int:
     A share of a core counts as one. Versions 1 and 2 of cgroups are looked at, each group and all that it lies in.
 
     Args:
-        root: of the file system; another one for tests.
+        root: root of the file system; tests give another one.
     """
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for group in _find_groups("cpu", root) if (quota := _read_quota(group)) is not None]
@@ -89,7 +89,7 @@ def available_memory(root: Path = Path("/")) -> int | None:
     What the kernel can take back counts as free: swap space, and files that it keeps in memory.
 
     Args:
-        root: of the file system; another one for tests.
+        root: root of the file system; tests give another one.
     """
     known = [left for group in _find_groups("memory", root) if (left := _read_memory_left(group)) is not None]
     machine = _read_table(root / "proc/meminfo")

@@ -74,7 +74,7 @@ def plan_steps(pace: Pace, config: Config, minutes: float, *, warmup: int) -> in
 
     Args:
         pace: what was measured.
-        config: of the run, whatever its length.
+        config: configuration of the run, whatever its length.
         minutes: time for all of it.
         warmup: steps of a warm-up that was asked for; 0 where it is planned, as a part of any run.
 

@@ -92,7 +92,7 @@ def respond_to_plateaus(
     Args:
         history: ranking score at the end of each epoch.
         start_score: ranking score at the start; best.pt may date from then.
-        settings: of the policy.
+        settings: settings of the policy.
     """
     best, stale, count, is_new = -math.inf, 0, 0, False
     multiplier, raised_at = 1.0, 0
@@ -137,7 +137,7 @@ class Policies:
 
     Args:
         settings: which policies act, and how.
-        seed: of the run.
+        seed: seed of the run.
         average: the mean of weights, where one is asked for.
         reduce_patience: patience of the schedule reduce_on_plateau, whose reductions are reported; None without it.
     """

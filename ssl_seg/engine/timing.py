@@ -73,9 +73,9 @@ def measure_pace(
 
     Args:
         engine: made for this alone: it is trained, with a learning rate of 0.
-        monitor: of the run.
+        monitor: monitor of the run.
         source: batches of the run.
-        config: of the run.
+        config: configuration of the run.
         val: ids of the validation cases.
         workers: processes that will load batches.
         seconds: length of the run; None where ``config.length.steps`` gives it.
@@ -109,7 +109,7 @@ def list_metrics(engine: Engine, monitor: Monitor, source: PatchSource) -> set[s
 
     Args:
         engine: made for this alone: it is trained, with a learning rate of 0.
-        monitor: of the run.
+        monitor: monitor of the run.
         source: batches of the run.
     """
     device, sums = engine.fabric.device, StepSums()

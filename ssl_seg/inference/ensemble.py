@@ -52,8 +52,8 @@ def pool(parts: Iterable[NDArray[np.float32]], *, spread: bool = False) -> NDArr
     """Return the mean of the probabilities (K,...) of several networks.
 
     Args:
-        parts: of each network, at least one; it is not changed. With ``spread``, (K+1,...): the last channel is a
-            variance of the foreground probability.
+        parts: probabilities of each network, at least one; not changed. With ``spread``, (K+1,...): the last channel is
+            a variance of the foreground probability.
         spread: whether there is that channel. That of the result is the variance over all: the mean of the variances
             within the networks and the variance between them.
     """
@@ -141,7 +141,7 @@ def score_cases(
     Args:
         members: raw image (C,*S) and its voxel size to probabilities (K,*S).
         case_ids: at least one.
-        decisions: of each score; by default the likeliest class counts.
+        decisions: decisions of each score; by default the likeliest class counts.
         surface: compute surface distances of each class, in the unit of the voxel size; in voxels where it is unknown.
 
     Raises:

@@ -71,8 +71,8 @@ class Model:
 
         Args:
             which: student or teacher.
-            overlap: of neighboring windows.
-            factor: of their length; see ``Predictor``. None takes that of the checkpoint.
+            overlap: overlap of neighboring windows.
+            factor: factor of their length; see ``Predictor``. None takes that of the checkpoint.
 
         Raises:
             ConfigError: for another name than student or teacher, or an overlap outside [0, 1).

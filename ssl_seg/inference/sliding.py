@@ -125,7 +125,7 @@ class Predictor:
 
         Args:
             image: (C,*S).
-            intensity: of the whole image; see ``measure_intensity``. An ``intensity_window`` counts in its place.
+            intensity: that of the whole image; see ``measure_intensity``. An ``intensity_window`` counts in its place.
             box: what is wanted, a slice of each axis of *S; by default all.
         """
         gaps: deque[tuple[Box, NDArray[np.bool_]]] = deque()

@@ -112,7 +112,7 @@ def stitch(
     Args:
         read: returns a box of the network's input (C,*B).
         forward: maps windows (N,C,*P) to (N,K,*P) float32, on ``device``.
-        windows: of the whole image.
+        windows: windows of the whole image.
         box: what is wanted, a slice of each axis of *S.
         device: where the network computes, and where its results are summed up.
         batch_size: windows in one forward pass; fewer from where the memory does not suffice.

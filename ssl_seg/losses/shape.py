@@ -59,7 +59,7 @@ def hausdorff_dt(
     Args:
         logits: (N, K, *S).
         target: (N, *S).
-        exponent: of the distances; the paper's alpha.
+        exponent: exponent of the distances; the paper's alpha.
         fp_cost: factor outside the class.
         fn_cost: factor inside.
     """

@@ -53,7 +53,7 @@ def first_head(logits: Tensor, target_ndim: int) -> Tensor:
     """Return the logits of full resolution: (N, K, *S) as they are, the first head of (N, H, K, *S).
 
     Args:
-        logits: of a network with or without deep supervision.
+        logits: logits of a network with or without deep supervision.
         target_ndim: number of axes of a target (N, *S).
     """
     return _split_heads(logits, target_ndim)[0]

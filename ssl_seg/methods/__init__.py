@@ -65,7 +65,7 @@ def check_traits(name: str, network: NetworkConfig) -> None:
 
     Args:
         name: one of ``METHODS``.
-        network: of the run.
+        network: network of the run.
     """
     traits, needs = METHODS[name].traits, ""
     if traits.needs_features and not NETWORKS[network.name].has_encoder:

@@ -84,8 +84,8 @@ def supervise(supervised: SupervisedLoss, logits: Tensor, batch: Batch, progress
     """Return the supervised loss of a step.
 
     Args:
-        supervised: of the run.
-        logits: of the labeled patches; further ones may follow.
+        supervised: supervised loss of the run.
+        logits: logits of the labeled patches; further ones may follow.
         batch: the batch.
         progress: place in the run.
     """

@@ -113,7 +113,7 @@ class Threshold(nn.Module):
     Deviation: momentum m is 0.99 unless given, not 0.999, since runs here have hundreds of steps and not 100,000.
 
     Args:
-        options: of the method.
+        options: options of the method.
         num_classes: K.
     """
 
@@ -200,7 +200,7 @@ def compare_views(distance: LossFn, views: Sequence[Tensor], labels: PseudoLabel
     Args:
         distance: one of ``CONSISTENCY``.
         views: logits (U,K,*S) of each.
-        labels: of the weak views.
+        labels: labels of the weak views.
         batch: whose views are.
     """
     mixed = [labels.mix(mix) for mix in batch.mixes]

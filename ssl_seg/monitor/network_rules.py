@@ -182,7 +182,7 @@ def leave_out_refuted(findings: Iterable[RuleFinding], scores: Mapping[str, Any]
     """Return the findings without a bias of foreground, of patches, that a network does not have on whole cases.
 
     Args:
-        scores: of a checkpoint; ``foreground_ratio`` of each network where whole validation cases were scored.
+        scores: scores of a checkpoint; ``foreground_ratio`` of each network where whole validation cases were scored.
     """
     most = limit("foreground_bias")
 

@@ -36,8 +36,8 @@ class InterventionSettings:
     Args:
         rungs: in order, the last one ``stop``; those that would change nothing are left out.
         patience: steps that an intervention gets to work.
-        warmup_steps: of the run; the learning rate rises anew over them after a restore.
-        clip_norm: of the run.
+        warmup_steps: warm-up steps of the run; the learning rate rises anew over them after a restore.
+        clip_norm: largest gradient norm of the run.
         shifts: the shifts of the foreground share that change its batches.
     """
 
@@ -87,10 +87,10 @@ def climb(
 
     Args:
         ladder: so far.
-        settings: of the run.
+        settings: settings of the run.
         verdict: on the look; only a collapse climbs. Networks with NaN go to a restore, without waiting for what was
             done before to work: nothing else helps. After a restore they wait for the patience too.
-        step: of the look.
+        step: step of the look.
         predicts_less: whether the student predicts less foreground than there is.
     """
     is_nan = "non_finite" in verdict.codes

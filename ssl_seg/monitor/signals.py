@@ -174,7 +174,7 @@ class SignalCollector:
     """Adds up the outputs of a network batch by batch, on their device.
 
     Args:
-        label_values: of the K classes in the masks, background first.
+        label_values: label values of the K classes in the masks, background first.
         device: where the outputs are.
         ranked: voxels of a patch at the most that are ranked, drawn evenly; None for all. Other figures are of all.
         threshold: probability above which foreground is predicted, of two classes; None takes the largest logit.
@@ -349,7 +349,7 @@ def collect_signals(
     Args:
         net: maps (N,C,*P) to (N,K,*P) logits, on ``device``.
         probe: fixed patches, on the CPU.
-        label_values: of the K classes in the masks, background first.
+        label_values: label values of the K classes in the masks, background first.
         device: where ``net`` is.
         batch_size: patches in one forward pass.
         autocast: function that returns the autocast context of the run.

@@ -71,12 +71,12 @@ def conclude(
     """Return the verdict that findings make: each code of a network once, and the action for the one that leads.
 
     Args:
-        findings: of two with one code and network the worse stays, else the first.
+        findings: findings to settle; of two with one code and network the worse stays, else the first.
         context: what the action depends on.
         used: the network that will be used; its findings come before those of the other one, whose collapse is a
             warning. None where both count alike.
         codes: all there are, in the order in which findings of one level are named.
-        actions: of each code.
+        actions: actions for each code.
     """
     order = tuple(codes)
     spare = {"student": "teacher", "teacher": "student"}.get(used or "")

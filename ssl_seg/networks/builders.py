@@ -76,7 +76,7 @@ def build_network(
         features: width of the first level, in channels; deeper levels double it. None is the network's own default.
         norm: type of all norm layers; group norm has up to 8 groups, of two channels at least.
         deep_supervision: number of further outputs at coarser levels; see ``check_deep_supervision``.
-        encoder: of ``encoder_unet``; see ``encoders``.
+        encoder: encoder of ``encoder_unet``; see ``encoders``.
         pretrained: whether published weights will be put into the encoder, or a checkpoint that began with them: it
             keeps its own norms then, with their statistics.
 

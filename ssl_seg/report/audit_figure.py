@@ -79,7 +79,7 @@ def choose_cases(
     Args:
         foreground: share of foreground of each case that can be read, None without a mask.
         faulty: cases of the worst findings first; may be repeated.
-        count: of both together.
+        count: number of both together.
     """
     first = list(dict.fromkeys(faulty))[: count // 2]
     labeled = sorted((i for i, f in foreground.items() if f is not None and i not in first), key=_by_share(foreground))
@@ -96,7 +96,7 @@ def plot_audit(samples: Sequence[Sample], charts: Sequence[Chart], path: Path, c
         samples: drawn in this order.
         charts: drawn side by side.
         path: a new file; its suffix says the format.
-        class_names: of class 1, 2, ...; a legend is drawn where there are several. Higher indices are called other.
+        class_names: names of class 1, 2, ...; several get a legend. Higher indices are called other.
 
     Raises:
         DataError: when the file exists or cannot be written.

@@ -56,7 +56,7 @@ def predict_cases(
         request: checkpoint, data, and how they are read, calibrated and cut.
         rows: the scores of the cases.
         net: student or teacher.
-        all_planes: of a volume one plane along each axis, and not only along z.
+        all_planes: draw one plane of a volume along each axis, and not only along z.
 
     Raises:
         SslSegError: for an unusable checkpoint or folder.

@@ -69,10 +69,10 @@ def make_split_page(
     """Return the page of the check of a split.
 
     Args:
-        name: of its file.
+        name: name of its file.
         split: what was checked.
-        measures: of its sets; see ``measure_split``.
-        findings: of ``check_split``.
+        measures: measures of its sets; see ``measure_split``.
+        findings: findings of ``check_split``.
         train: command that trains with it.
         new: command that makes another one.
     """
@@ -107,7 +107,7 @@ def _judge(subject: str, findings: Sequence[Finding], what: str, train: str, adv
 
     Args:
         subject: data or split.
-        findings: of its check.
+        findings: findings of its check.
         what: what is in it.
         train: command that trains with it; where there is a fault, ``advice`` and ``command`` take its place.
     """

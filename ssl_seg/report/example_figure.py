@@ -68,8 +68,8 @@ def plot_examples(
 
     Args:
         examples: at least one.
-        path: of the figure.
-        titles: of the rows; by default name, part and F1 of each example.
+        path: path of the figure.
+        titles: titles of the rows; by default name, part and F1 of each example.
         errors: what is written above the predictions.
 
     Raises:

@@ -73,7 +73,7 @@ def claim_each(
 
     Args:
         paths: what is to be made.
-        states: of these, when the call began.
+        states: states of these paths when the call began.
         locks: a file for each, in an existing folder.
     """
     waiting, passed = deque(range(len(paths))), 0

@@ -208,7 +208,7 @@ def plan_jobs(
         source: an image, a folder of images, or a data set in a known layout.
         output: folder of the masks; a file for a single image.
         ndim: 2 or 3.
-        layout: of the training data: files of nnU-Net that end in _0000, _0001, ... are channels of one image.
+        layout: layout of the training data: files of nnU-Net that end in _0000, _0001, ... are channels of one image.
         suffixes: what is put behind the name for each file of probabilities.
         objects: whether objects are written.
         numbered: whether their label image is the mask.

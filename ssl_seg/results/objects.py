@@ -49,7 +49,7 @@ def find_objects(
         image: (C,*S).
         label_values: mask value of each class, background first.
         spacing: voxel size (*S), where it is known.
-        task: of the training; instances are of the first class.
+        task: task of the training; instances are of the first class.
         lay_out: gives (*S) the order of the file that rows are to name places in.
 
     Returns:

@@ -228,7 +228,7 @@ def describe_sameness(shares: Mapping[tuple[int, ...], Sequence[float]], output:
     """Return a warning where different images got one and the same share of foreground, else None.
 
     Args:
-        shares: of the masks of each shape (*S), the share of foreground.
+        shares: foreground shares of the masks, by their shape (*S).
         output: where the masks are.
     """
     command = f"`ssl-seg diagnose --predictions {quote(output)}`"

@@ -130,7 +130,7 @@ def find_candidates(splits: Sequence[Split], catalog: Catalog) -> tuple[str, ...
     """Return the ids of images without a mask that every split has in training, as copies of held-out ones are not.
 
     Args:
-        splits: of the networks.
+        splits: splits of the networks.
         catalog: the images as they are now: one that has got a mask since then is none to label.
     """
     waiting = {case.id for case in catalog.unlabeled}
@@ -222,7 +222,7 @@ def choose_stratified(
     Each choice draws without replacement with probabilities in proportion to score^exponent (Gumbel-top-k).
 
     Args:
-        scores: of each image by name, each at least 0.
+        scores: scores of each image by name, each at least 0.
         classes: names of the scores of classes, which share ``CLASS_SHARE`` of the choices evenly, the first ones
             getting what is left over.
         overall: name of the score that decides about the others.

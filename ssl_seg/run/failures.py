@@ -24,7 +24,7 @@ def explain_failure(error: Exception, fabric: Fabric, run: RunDir | None, resume
 
     Args:
         error: any.
-        fabric: of the run.
+        fabric: fabric of the run.
         run: its directory, once there is one.
         resume: the command that continues it; None where a study says that itself.
     """

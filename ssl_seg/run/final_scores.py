@@ -112,13 +112,13 @@ def score_networks(
     """Score the networks of the checkpoints of a run, in one pass over the cases; equal networks are predicted once.
 
     Args:
-        models: of each file.
+        models: model of each file.
         store: reads the cases.
         case_ids: whole validation cases.
         step: at which the run ended.
         select: what networks are compared by.
         track: shows how far it is.
-        factor: of the windows; see ``Predictor``.
+        factor: factor of the window length; see ``Predictor``.
         known: score in these windows of the better network of best.pt, which need not be predicted again.
     """
     from ssl_seg.inference.calibration import decide

@@ -35,7 +35,7 @@ def judge_gate(gate: GateConfig, records: Sequence[Mapping[str, Any]]) -> Judgme
 
     Args:
         gate: one that is due.
-        records: of metrics.jsonl so far. The last one of an epoch is that at its end; null does not count.
+        records: records of metrics.jsonl so far. The last one of an epoch is that at its end; null does not count.
     """
     finished = {record["epoch"]: record.get(gate.metric) for record in records if record["step"] > 0}
     values = {epoch: value for epoch, value in finished.items() if value is not None and epoch <= gate.last_epoch}
@@ -88,7 +88,7 @@ def judge_targets(targets: TargetsConfig, summary: Mapping[str, Any]) -> list[di
 
     Args:
         targets: ranges that are asked for.
-        summary: of scores on whole cases; see ``Score.summarize``. A value of None meets no target.
+        summary: summary of scores on whole cases; see ``Score.summarize``. A value of None meets no target.
     """
     pooled = summary["pooled"]
     asked = {

@@ -147,7 +147,7 @@ def resolve_again(
     Args:
         request: to go on.
         config, sources: see ``resolve_stored``.
-        split: of the run.
+        split: split of the run.
         track: shows the progress of reading the data.
         parent: its last checkpoint.
 

@@ -35,8 +35,8 @@ def describe_scenarios(config: Config, rungs: Sequence[str]) -> list[str]:
     """Return a line for each scenario: by what it is seen, and what the run does then.
 
     Args:
-        config: of the run.
-        rungs: of its ladder of interventions; empty unless it recovers from a collapse.
+        config: configuration of the run.
+        rungs: rungs of its ladder of interventions; empty unless it recovers from a collapse.
     """
     answers = {
         "warn": "it is named, and the run continues (monitor.on_collapse=warn)",
@@ -62,7 +62,7 @@ def find_scenarios(events: Iterable[Mapping[str, Any]], used: Score) -> dict[str
     """Return scenario -> by what it was seen, of those that have come true.
 
     Args:
-        events: of the run.
+        events: events of the run.
         used: score of the network that is used, on whole validation cases.
     """
     first: dict[str, int] = {}

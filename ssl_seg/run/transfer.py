@@ -19,8 +19,8 @@ def check_options(config: Config, sources: Mapping[str, str], *, has_parent: boo
     """Check the section ``bootstrap`` against the rest of the settings.
 
     Args:
-        config: of the new run.
-        sources: of its dotted keys, for messages.
+        config: configuration of the new run.
+        sources: sources of its dotted keys, for messages.
         has_parent: whether there is a parent.
 
     Raises:
@@ -59,7 +59,7 @@ def load_student(student: nn.Module, parent: Checkpoint, config: Config, where: 
     Args:
         student: the network that ``config`` describes.
         parent: the checkpoint.
-        config: of the new run.
+        config: configuration of the new run.
         where: name of the checkpoint, for messages.
 
     Raises:

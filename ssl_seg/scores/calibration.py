@@ -227,7 +227,7 @@ def find_half(histograms: Counts, scaling: Scaling) -> float:
 
     Args:
         histograms: (C, 2, B), see ``bin_log_odds``.
-        scaling: of two classes.
+        scaling: scaling of two classes.
     """
     f1 = compute_dice(count_at_cuts(histograms.sum(axis=0)))
     return max(0.0, -scaling.biases[1] * scaling.temperature, key=lambda odds: float(f1[find_edge(odds)]))

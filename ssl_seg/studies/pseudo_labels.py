@@ -218,7 +218,7 @@ def summarize(rows: Sequence[Mapping[str, Any]], masks: Sequence[tuple[float, fl
     """Return how reliable pseudo-labels are.
 
     Args:
-        rows: of all cases that have been labeled.
+        rows: records of all cases that have been labeled.
         masks: agreement, and IoU with the mask, of each validation case.
         net: the network that has labeled.
     """

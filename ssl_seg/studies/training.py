@@ -40,7 +40,7 @@ def make_request(
     Removes a run that was killed before its first checkpoint: there is nothing to continue.
 
     Args:
-        training: of a study.
+        training: training of a study.
         machine: settings of the machine, which may change when the training is continued.
         note: takes the line that announces it.
     """

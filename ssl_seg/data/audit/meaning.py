@@ -85,7 +85,7 @@ def settle_meaning(
     """Return what mask values mean, all but the label values of classes, and findings about it.
 
     Args:
-        scans: of all masks that can be read.
+        scans: scans of all masks that can be read.
         given: what somebody has said; that holds. With ``label_values``, ``label_map`` or 0 ignored, values are
             classes, unless it names another kind, or instances as the task.
         lossy: masks in files that do not keep values.

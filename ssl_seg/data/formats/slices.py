@@ -24,7 +24,7 @@ def sort_slices(names: Iterable[str]) -> list[str]:
     """Return the names that end in a number, by that; none unless two or more differ in nothing but the number.
 
     Args:
-        names: of files, without suffix; others, such as ``inklabels``, are left out.
+        names: names of files, without suffix; others, such as ``inklabels``, are left out.
     """
     found = [(match[1], int(match[2]), name) for name in names if (match := _NUMBERED.fullmatch(name))]
     places = {(prefix, number) for prefix, number, _ in found}

@@ -344,9 +344,9 @@ def lazy(
 
     Args:
         read: returns a part of the stored array.
-        dtype: of what ``read`` returns.
+        dtype: dtype of what ``read`` returns.
         chunks: shape of the pieces of the stored array that are decoded as a whole; None if there are none.
-        order: of the stored axes where there are no chunks.
+        order: order of the stored axes where there are no chunks.
 
     Raises:
         DataError: if the type or the shape of the array is not supported.

@@ -149,9 +149,9 @@ def list_images(
     """Return name and locations of the images of a folder, or of the data set in it; masks are left out.
 
     Args:
-        folder: of images, perhaps with subfolders.
-        layout: of the training data: files of nnU-Net that end in _0000, _0001, ... are channels of one image, and with
-            slices a folder of numbered images is one volume.
+        folder: folder of images, perhaps with subfolders.
+        layout: that of the training data: files of nnU-Net that end in _0000, _0001, ... are channels of one image, and
+            with slices a folder of numbered images is one volume.
         skip: says of a location whether it is left out.
 
     Raises:

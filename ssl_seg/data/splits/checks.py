@@ -31,7 +31,7 @@ def check_split(
     Args:
         split: any split, also one that was not made by ``make_split``.
         catalog: the cases as they are now; without it, files, images, foreground and classes are not checked.
-        measures: of this split and catalog, where they are known already.
+        measures: measures of this split and catalog, where they are known already.
         near_copies: ignore makes near copies in two parts a warning.
     """
     train = split.fractions[1.0]

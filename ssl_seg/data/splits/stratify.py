@@ -82,9 +82,9 @@ def assign_groups(
 
     Args:
         traits: quantiles of the foreground fraction, no foreground at all, and the presence of each class are strata.
-        shares: of each part, with sum 1; a part with share 0 gets nothing, any other at least one group and one with
-            foreground, if there are enough of them, and one with each class, if that can be had by
-            moving single groups.
+        shares: share of each part, with sum 1; a part with share 0 gets nothing, any other at least one group and one
+            with foreground, if there are enough of them, and one with each class, if moving single groups achieves
+            that.
         rng: decides between groups of one size.
         exact_sizes: fill no part above its share while another one has room for the group, so that the sizes of parts
             come before their strata.

@@ -97,8 +97,8 @@ def change_intensity(patch: Array, rng: np.random.Generator, strength: float, fa
     Args:
         patch: is not changed itself.
         rng: source of the draw; each change, and each channel of it, is drawn on its own.
-        strength: of the changes, in [0, 1]; 0.5 is that of nnU-Net, and 0 leaves the patch alone.
-        factor: of the probabilities in ``CHANGES``.
+        strength: strength of the changes, in [0, 1]; 0.5 is that of nnU-Net, and 0 leaves the patch alone.
+        factor: factor of the probabilities in ``CHANGES``.
     """
     if not strength:
         return patch

@@ -61,7 +61,7 @@ def make_copy_paste(target: Tensor, probability: float, rng: np.random.Generator
 
     Args:
         target: (N,*P) int64.
-        probability: of each patch to get something.
+        probability: probability that a patch gets something.
 
     Returns:
         The mix, or None where nothing is pasted.

@@ -43,7 +43,7 @@ def measure_gradients(
         net: in the mode in which it is to be looked at.
         components: with their options bound.
         batches: at least one.
-        seeds: of dropout, one a batch.
+        seeds: seeds of dropout, one per batch.
     """
     functions: list[LossFn] = [*(partial(compute_value, fn) for fn in components.values()), compute_foreground_share]
     total = torch.zeros(len(functions), sum(p.numel() for p in trained(net)), device=batches[0][0].device)

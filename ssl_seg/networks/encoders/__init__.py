@@ -38,7 +38,7 @@ def load_encoder(network: nn.Module, name: str, source: str) -> str:
 
     Args:
         network: the network, changed in place.
-        name: of the encoder; see ``make_encoder``.
+        name: name of the encoder; see ``make_encoder``.
         source: ``imagenet`` or a file.
 
     Returns:

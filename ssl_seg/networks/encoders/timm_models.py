@@ -44,9 +44,9 @@ def load(encoder: nn.Module, name: str, source: str, channels: int) -> tuple[str
 
     Args:
         encoder: the network, changed in place.
-        name: of the model.
+        name: name of the model.
         source: ``imagenet``, which timm takes from its cache or its hub, or a file.
-        channels: of the images; timm adapts the first layer.
+        channels: channels of the images; timm adapts the first layer.
 
     Returns:
         What the weights are, and mean and standard deviation that they expect of photos in [0, 1].

@@ -30,7 +30,7 @@ class EncoderUNet(nn.Module):
     """Images (N, C, *S) -> logits (N, K, *S); with deep supervision, in train mode only, (N, 1 + heads, K, *S).
 
     Args:
-        encoder: of the images.
+        encoder: encoder of the images.
         steps: by how much each axis shrinks from level to level, finest first.
         channels: number of image channels.
         num_classes: K.

@@ -31,7 +31,7 @@ def load_lite0(encoder: nn.Module, source: str, *, ndim: int, channels: int) -> 
     Args:
         encoder: the network, changed in place.
         source: ``imagenet``, or a file: of timm (.pth or .safetensors), or of any program whose tensors have its order.
-        ndim, channels: of the images; see ``fit_weights``.
+        ndim, channels: dimensions and channels of the images; see ``fit_weights``.
 
     Returns:
         The SHA-256 of the file.

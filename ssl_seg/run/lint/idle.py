@@ -52,7 +52,8 @@ def find_idle(config: Config, facts: DataFacts, unknown: Collection[str] = ()) -
     """Return the settings that change nothing in a run by dotted key, given or not.
 
     Args:
-        config: of the run. Items of a list of sections have their place in the key: ``loss.phases.0.weights.dice``.
+        config: configuration of the run. Items of a list of sections have their place in the key:
+            ``loss.phases.0.weights.dice``.
         facts: about its data.
         unknown: dotted keys whose values are stand-ins.
     """

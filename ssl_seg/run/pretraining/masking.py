@@ -57,8 +57,8 @@ def make_masked_batch(
     scored, ``VISIBLE`` where it sees the image, ``IGNORE_INDEX`` where there is none. ``strong`` is empty.
 
     Args:
-        parts: of each patch z-scores (C,*P), where (*P) the image has data, and which voxels (*P) to hide.
-        case_ids: of the patches.
+        parts: for each patch, z-scores (C,*P), where (*P) the image has data, and which voxels (*P) to hide.
+        case_ids: case of each patch.
     """
     whole, data, covered = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*parts, strict=True))
     target = torch.where(data, covered.long(), IGNORE_INDEX)
@@ -75,7 +75,7 @@ class MaskedSource(Dataset[Batch]):
         count: patches of a batch.
         patch_size: (*P).
         augment: says which geometry a patch may have.
-        seed: of the run.
+        seed: seed of the run.
     """
 
     store: CaseStore

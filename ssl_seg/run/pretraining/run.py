@@ -127,7 +127,7 @@ def make_image_network(config: Config, make: Callable[[Config], nn.Module] = sta
     A network has two outputs at least: of a gray image the second one is not looked at.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         make: ``start_network``, or ``make_network`` where weights will be loaded.
 
     Raises:

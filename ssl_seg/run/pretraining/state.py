@@ -97,8 +97,8 @@ def check_seen(state: Pretraining, where: str, split: Split, catalog: Catalog, *
     Args:
         state: the pre-training.
         where: its name, for the message.
-        split: of the new run.
-        catalog: of the new run.
+        split: split of the new run.
+        catalog: catalog of the new run.
         near_copies: whether images that look like ones it saw count too.
 
     Raises:
@@ -148,7 +148,7 @@ def load_body(net: nn.Module, state: Pretraining, config: Config, where: str) ->
     Args:
         net: the network that ``config`` describes.
         state: the pre-training.
-        config: of the new run.
+        config: configuration of the new run.
         where: its name, for messages.
 
     Raises:

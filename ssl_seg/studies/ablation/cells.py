@@ -264,7 +264,7 @@ def read_latest(folder: CellFolder, tail: int = 2**16) -> Mapping[str, Any] | No
     """Return the last record of metrics.jsonl; None before there is one. Cheap, whatever the length of the file.
 
     Args:
-        folder: of the cell.
+        folder: folder of the cell.
         tail: bytes at the end of the file in which it is looked for.
     """
     path = folder.run.path / "metrics.jsonl"

@@ -81,7 +81,7 @@ def estimate_labels_equivalent(
         metric: which score.
         level: share of the samples whose interval covers the truth.
         resamples: number of resamples.
-        seed: of the resampling.
+        seed: seed of the resampling.
         least: number of cases below which there is no interval.
 
     Raises:

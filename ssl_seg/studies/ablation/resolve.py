@@ -113,7 +113,7 @@ def compute_cell_id(effective: Mapping[str, Any], fingerprint: str, parent: str 
 
     Args:
         effective: the settings that act; see ``list_effective``.
-        fingerprint: of the split.
+        fingerprint: fingerprint of the split.
         parent: id of the cell it starts from.
     """
     kept = {

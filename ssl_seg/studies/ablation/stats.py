@@ -92,7 +92,7 @@ def compare_paired(differences: NDArray[Any], *, level: float = LEVEL, least: in
 
     Args:
         differences: (U, C), from ``compute_case_values`` and ``average_units``.
-        level: of the interval.
+        level: level of the interval.
         least: number of cases below which there is no test.
     """
     units, cases = differences.shape

@@ -125,7 +125,7 @@ def summarize(
 
     Args:
         results: the cells, in the order of the plan.
-        metric: of all scores.
+        metric: metric of all scores.
         baseline: name of a method.
         part: list of cases that was scored, ``val`` or ``test``.
         checkpoint: that was scored, ``best`` or ``last``.
