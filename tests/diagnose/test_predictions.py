@@ -397,7 +397,7 @@ def test_unusable_folders_are_named(tmp_path: Path) -> None:
 
 def test_values_that_are_no_predictions_are_refused(tmp_path: Path) -> None:
     logits = [np.linspace(-3, 7, 2304, dtype=np.float32).reshape(48, 48)]
-    with pytest.raises(DataError, match="no probabilities"):
+    with pytest.raises(DataError, match="not probabilities"):
         diagnose(write_folder(tmp_path / "logits", logits))
     (tmp_path / "colors").mkdir()
     color = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)

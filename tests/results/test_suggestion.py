@@ -254,7 +254,7 @@ def test_only_single_files_are_copied(tmp_path: Path) -> None:
     image.write_bytes(b"x")
     whole = Suggestion("a/x", (str(image),), "all classes", 0.5, 0.5)
     for files in ((str(image), str(image)), (f"{tmp_path / 'data.h5'}::0",)):
-        with pytest.raises(DataError, match="no single file"):
+        with pytest.raises(DataError, match="not a single file"):
             copy_images([whole, replace(whole, case_id="b", files=files)], tmp_path / "out")
     with pytest.raises(DataError, match="copied to one name"):
         copy_images([whole, replace(whole, case_id="a__x")], tmp_path / "out")

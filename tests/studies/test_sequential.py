@@ -109,7 +109,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("kind", [LADDER, FOLDS], ids=lambda kind: kind.name)
 class TestFile:
     def test_folders_without_a_study(self, kind: StudyKind[Any], tmp_path: Path) -> None:
-        with pytest.raises(RunDirError, match="no folder"):
+        with pytest.raises(RunDirError, match="is not a folder"):
             load_study(kind, tmp_path / "none")
         with pytest.raises(RunDirError, match=f"is not a {kind.name}: it has no {kind.file}$"):
             load_study(kind, tmp_path)
