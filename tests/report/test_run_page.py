@@ -582,7 +582,7 @@ class TestWhileItTrains:
         events = [{"event": "verdict", "step": 6, "level": "collapsed", "findings": [FINDING]}]
         banner = read_run(make_run(tmp_path / "run", looks, events), goes_on=True).banner
         assert (banner.state, banner.title) == ("collapsed", "Collapsed at step 6")
-        assert "going on" in banner.reasons[0]
+        assert "still training" in banner.reasons[0]
 
     def test_a_page_is_due_five_minutes_after_the_last_one(self, tmp_path: Path) -> None:
         clock, notes = [1000.0], list[str]()
