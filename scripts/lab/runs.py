@@ -17,7 +17,6 @@ import numpy as np
 
 from ssl_seg.config.layers import Layer
 from ssl_seg.data import synthetic
-from ssl_seg.monitor import watch
 from ssl_seg.monitor.evidence import Evidence, Figures, summarize
 from ssl_seg.monitor.findings import RuleFinding, Verdict
 from ssl_seg.monitor.verdicts import judge
@@ -110,7 +109,7 @@ def run_training(
     own: Nested = {"data": {"root": data}, "seed": seed, "split": {"seed": seed}}
     layers = tuple(Layer("lab", dict(values)) for values in (BASE, own, *settings))
     shutil.rmtree(out, ignore_errors=True)
-    with mock.patch.object(watch, "judge", judge_and_keep), fault():
+    with mock.patch.object(monitor, "judge", judge_and_keep), fault():
         train(TrainRequest(layers, out))
     (out / EVIDENCE).write_bytes(pickle.dumps(seen))
     return read_run(out)

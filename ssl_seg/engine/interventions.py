@@ -9,6 +9,7 @@ from typing import Any, Literal
 from ssl_seg.engine.ema import WeightAverage
 from ssl_seg.engine.engine import FREE, Engine, Restraint
 from ssl_seg.engine.policies import PolicyEvent
+from ssl_seg.monitor.monitor import Observation
 from ssl_seg.monitor.recovery import (
     CONSISTENCY_PAUSE,
     Intervention,
@@ -17,7 +18,6 @@ from ssl_seg.monitor.recovery import (
     climb,
     compute_recovery_lr_factor,
 )
-from ssl_seg.monitor.watch import Observation
 from ssl_seg.networks.checkpoint import Checkpoint
 
 

@@ -26,7 +26,7 @@ from ssl_seg.engine.window import StepSums
 from ssl_seg.files import write_text
 from ssl_seg.inference.sliding import OVERLAP, Predictor
 from ssl_seg.inference.stitching import place_windows
-from ssl_seg.monitor.watch import Monitor
+from ssl_seg.monitor.monitor import Monitor
 from ssl_seg.networks.precision import choose_inference_precision, fork_generators, make_autocast
 
 WARM_STEPS, TIMED_STEPS = 2, 5

@@ -31,9 +31,9 @@ from ssl_seg.losses.trivial import compute_ranges
 from ssl_seg.methods import METHODS
 from ssl_seg.methods.base import Built, find_plain
 from ssl_seg.monitor.actions import list_components, read_context
+from ssl_seg.monitor.monitor import Monitor
 from ssl_seg.monitor.recovery import InterventionSettings, make_rungs
 from ssl_seg.monitor.signals import cut_batches
-from ssl_seg.monitor.watch import Monitor
 from ssl_seg.networks.checkpoint import Checkpoint
 from ssl_seg.networks.parts import PARTS
 from ssl_seg.networks.precision import choose_precision, make_autocast

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ssl_seg.inference.model import Model
-    from ssl_seg.monitor.watch import Selection
+    from ssl_seg.monitor.monitor import Selection
 
 SCORES_FILE, SCHEMA = "scores.json", 1
 

@@ -18,9 +18,9 @@ from ssl_seg.engine.ema import estimate_batch_norm
 from ssl_seg.files import atomic_write
 from ssl_seg.inference.model import open_model
 from ssl_seg.monitor.findings import Verdict
+from ssl_seg.monitor.monitor import Observation
 from ssl_seg.monitor.network_rules import find_trivial_images, leave_out_refuted
 from ssl_seg.monitor.verdicts import conclude
-from ssl_seg.monitor.watch import Observation
 from ssl_seg.networks.builders import has_batch_norm
 from ssl_seg.networks.checkpoint import save_checkpoint
 from ssl_seg.run.console import Console

@@ -14,8 +14,8 @@ from ssl_seg.engine.devices import call_on_main
 from ssl_seg.engine.policies import PolicyEvent
 from ssl_seg.files import atomic_write
 from ssl_seg.monitor.findings import Verdict, format_block
+from ssl_seg.monitor.monitor import Observation
 from ssl_seg.monitor.signals import Signals
-from ssl_seg.monitor.watch import Observation
 from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ssl_seg.run.console import Console, show_look
 from ssl_seg.run.directory import RunDir

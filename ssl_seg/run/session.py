@@ -22,7 +22,7 @@ from ssl_seg.engine.window import StepSums
 from ssl_seg.losses import SupervisedLoss, make_supervised_loss
 from ssl_seg.monitor.evidence import Figures
 from ssl_seg.monitor.memory import Memory, read_memory
-from ssl_seg.monitor.watch import Monitor, Observation
+from ssl_seg.monitor.monitor import Monitor, Observation
 from ssl_seg.networks.checkpoint import Checkpoint, Part, TrainingState, load_parts
 from ssl_seg.run.directory import TrainingEnding
 from ssl_seg.run.gates import find_due

@@ -21,8 +21,8 @@ from ssl_seg.engine.interventions import Interventions
 from ssl_seg.engine.window import StepSums
 from ssl_seg.errors import RunDirError
 from ssl_seg.monitor.findings import RuleFinding, Verdict
+from ssl_seg.monitor.monitor import Monitor, Observation
 from ssl_seg.monitor.recovery import InterventionSettings, RecoveryState
-from ssl_seg.monitor.watch import Monitor, Observation
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.request import TrainRequest

@@ -14,7 +14,7 @@ from ssl_seg.data.loader import Batch, Probe
 from ssl_seg.engine.engine import Engine, Restraint
 from ssl_seg.engine.interventions import Interventions
 from ssl_seg.engine.policies import Policies, PolicyEvent
-from ssl_seg.monitor.watch import Monitor, Observation
+from ssl_seg.monitor.monitor import Monitor, Observation
 from ssl_seg.networks.checkpoint import Checkpoint, TrainingState
 from ssl_seg.run.session import Schedule, Session, Watch, run_loop
 

@@ -16,8 +16,8 @@ from torch.nn.functional import one_hot
 
 from ssl_seg.data.loader import Probe
 from ssl_seg.engine.ema import EMATeacher
+from ssl_seg.monitor.monitor import Monitor
 from ssl_seg.monitor.signals import SignalCollector
-from ssl_seg.monitor.watch import Monitor
 
 
 def constant_net(value: float) -> nn.Module:
