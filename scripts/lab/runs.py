@@ -17,6 +17,7 @@ import numpy as np
 
 from ssl_seg.config.layers import Layer
 from ssl_seg.data import synthetic
+from ssl_seg.monitor import monitor
 from ssl_seg.monitor.evidence import Evidence, Figures, summarize
 from ssl_seg.monitor.findings import RuleFinding, Verdict
 from ssl_seg.monitor.verdicts import judge

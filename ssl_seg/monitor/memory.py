@@ -12,10 +12,10 @@ from ssl_seg.monitor.recovery import RecoveryState
 
 @dataclass(frozen=True)
 class Memory:
-    """A row for each planned look so far, and how far the run has climbed the ladder."""
+    """A row for each planned look so far, and how far the recovery has climbed; a checkpoint calls that ``ladder``."""
 
     trend: tuple[Figures, ...] = ()
-    ladder: RecoveryState = field(default_factory=RecoveryState)
+    recovery: RecoveryState = field(default_factory=RecoveryState)
     healthy_step: int | None = None
     """Step of the networks in healthy.pt; None without that file."""
     training: Figures = field(default_factory=dict)
@@ -25,7 +25,7 @@ class Memory:
         """Return plain types for a checkpoint."""
         return {
             "trend": [dict(row) for row in self.trend],
-            "ladder": self.ladder.to_plain(),
+            "ladder": self.recovery.to_plain(),
             "healthy_step": self.healthy_step,
             "training": dict(self.training),
         }

@@ -1,4 +1,4 @@
-"""What a run does against its own collapse, one step of a ladder after the other: all decisions, no effects.
+"""What a run does against its own collapse, one rung after the other: all decisions, no effects.
 
 A collapse that lasts climbs: warn, learn from labels only for a while, lower learning rate and tighter clipping, other
 shares of foreground in the batches, back to the last healthy networks, back to the start (each time with a lower
@@ -31,7 +31,7 @@ CONSISTENCY_PAUSE = 4
 
 @dataclass(frozen=True)
 class InterventionSettings:
-    """The ladder of a run.
+    """The rungs of a run's recovery, and how they act.
 
     Args:
         rungs: in order, the last one ``stop``; those that would change nothing are left out.
@@ -73,7 +73,7 @@ class RecoveryState:
 
 
 def make_rungs(*, uses_unlabeled: bool, can_shift: bool) -> tuple[Intervention, ...]:
-    """Return the ladder of a run that learns from unlabeled patches, or not, and can change its batches, or not."""
+    """Return the rungs of a run that learns from unlabeled patches, or not, and can change its batches, or not."""
     rungs: list[Intervention] = ["warn", "consistency_off", "lower_lr", "resample", "restore", "restore", "stop"]
     left_out = {"consistency_off"} if not uses_unlabeled else set()
     left_out |= set() if can_shift else {"resample"}
@@ -81,12 +81,12 @@ def make_rungs(*, uses_unlabeled: bool, can_shift: bool) -> tuple[Intervention, 
 
 
 def climb(
-    ladder: RecoveryState, settings: InterventionSettings, verdict: Verdict, step: int, *, predicts_less: bool
+    recovery: RecoveryState, settings: InterventionSettings, verdict: Verdict, step: int, *, predicts_less: bool
 ) -> tuple[RecoveryState, Intervention | None]:
-    """Return the ladder after a look, and the rung that was climbed: None where there is nothing to do.
+    """Return the state after a look, and the rung that was climbed: None where there is nothing to do.
 
     Args:
-        ladder: so far.
+        recovery: state so far.
         settings: settings of the run.
         verdict: on the look; only a collapse climbs. Networks with NaN go to a restore, without waiting for what was
             done before to work: nothing else helps. After a restore they wait for the patience too.
@@ -94,48 +94,48 @@ def climb(
         predicts_less: whether the student predicts less foreground than there is.
     """
     is_nan = "non_finite" in verdict.codes
-    if verdict.level != "collapsed" or step < _find_earliest(ladder, settings, is_nan=is_nan):
-        return ladder, None
+    if verdict.level != "collapsed" or step < _find_earliest(recovery, settings, is_nan=is_nan):
+        return recovery, None
     wanted: ForegroundShift = "more" if predicts_less else "less"
     passed_over = {"warn", "consistency_off", "lower_lr", "resample"} if is_nan else set()
     passed_over |= set() if wanted in settings.shifts else {"resample"}
-    first = min(ladder.climbed, len(settings.rungs) - 1)
+    first = min(recovery.climbed, len(settings.rungs) - 1)
     position = next(i for i in range(first, len(settings.rungs)) if settings.rungs[i] not in passed_over)
     rung = settings.rungs[position]
     wait = RESTORE_PATIENCE * settings.patience + settings.warmup_steps if rung == "restore" else settings.patience
-    moved = replace(ladder, climbed=position + 1, acted_at=step, next_look=step + wait)
+    moved = replace(recovery, climbed=position + 1, acted_at=step, next_look=step + wait)
     return _take_hold(moved, settings, rung, step, wanted), rung
 
 
-def _find_earliest(ladder: RecoveryState, settings: InterventionSettings, *, is_nan: bool) -> int:
+def _find_earliest(recovery: RecoveryState, settings: InterventionSettings, *, is_nan: bool) -> int:
     """Return the first step at which the next rung may be climbed."""
-    if ladder.next_look is None:
+    if recovery.next_look is None:
         return 0
     if not is_nan:
-        return ladder.next_look
-    has_restored = ladder.restores > 0 and ladder.restored_at == ladder.acted_at
-    return ladder.acted_at + (settings.patience if has_restored else 0)
+        return recovery.next_look
+    has_restored = recovery.restores > 0 and recovery.restored_at == recovery.acted_at
+    return recovery.acted_at + (settings.patience if has_restored else 0)
 
 
 def _take_hold(
-    ladder: RecoveryState, settings: InterventionSettings, rung: Intervention, step: int, wanted: ForegroundShift
+    recovery: RecoveryState, settings: InterventionSettings, rung: Intervention, step: int, wanted: ForegroundShift
 ) -> RecoveryState:
-    """Return the ladder with what a rung changes."""
+    """Return the state with what a rung changes."""
     if rung == "consistency_off":
-        return replace(ladder, consistency_off_until=step + CONSISTENCY_PAUSE * settings.patience)
+        return replace(recovery, consistency_off_until=step + CONSISTENCY_PAUSE * settings.patience)
     if rung == "lower_lr":
         clip_norm = CLIP_CUT * (settings.clip_norm or DEFAULT_CLIP_NORM)
-        return replace(ladder, lr_factor=ladder.lr_factor * LR_CUT, clip_norm=clip_norm)
+        return replace(recovery, lr_factor=recovery.lr_factor * LR_CUT, clip_norm=clip_norm)
     if rung == "resample":
-        return replace(ladder, foreground=wanted)
+        return replace(recovery, foreground=wanted)
     if rung == "restore":
-        factor = ladder.lr_factor * LR_CUT
-        return replace(ladder, lr_factor=factor, restores=ladder.restores + 1, restored_at=step)
-    return ladder
+        factor = recovery.lr_factor * LR_CUT
+        return replace(recovery, lr_factor=factor, restores=recovery.restores + 1, restored_at=step)
+    return recovery
 
 
-def compute_recovery_lr_factor(ladder: RecoveryState, settings: InterventionSettings, step: int) -> float:
+def compute_recovery_lr_factor(recovery: RecoveryState, settings: InterventionSettings, step: int) -> float:
     """Return the factor of the learning rate in update number ``step`` (from 0); it rises anew after a restore."""
-    if ladder.restores == 0 or settings.warmup_steps == 0:
-        return ladder.lr_factor
-    return ladder.lr_factor * min((step - ladder.restored_at + 1) / settings.warmup_steps, 1.0)
+    if recovery.restores == 0 or settings.warmup_steps == 0:
+        return recovery.lr_factor
+    return recovery.lr_factor * min((step - recovery.restored_at + 1) / settings.warmup_steps, 1.0)

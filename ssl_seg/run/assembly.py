@@ -235,9 +235,9 @@ def assemble(
         source, pin_memory = shift_foreground_share(feed.source, foreground), fabric.device.type == "cuda"
         return iter(make_loader(source, step, length.steps, feed.workers, pin_memory))
 
-    ladder = _make_ladder(config, feed.source, uses_unlabeled=uses_unlabeled)
+    recovery = _make_recovery(config, feed.source, uses_unlabeled=uses_unlabeled)
     if fabric.is_global_zero and not prepared.resumed:
-        for text in describe_scenarios(config, () if ladder is None else ladder.rungs):
+        for text in describe_scenarios(config, () if recovery is None else recovery.rungs):
             recorder.console.note(f"scenario: {text}")
     session = Session(
         engine,
@@ -245,7 +245,7 @@ def assemble(
         feed.source,
         batches_from,
         Policies(config.policies, config.seed, average, config.optim.plateau_patience if reduces else None),
-        Interventions(ladder, average),
+        Interventions(recovery, average),
         recorder,
         make_lr_schedule(config.optim, length, sum(config.labeled_range) / 2 * fabric.world_size),
         {
@@ -281,8 +281,8 @@ def _make_teacher(prepared: BegunRun, built: Built, checkpoint: Checkpoint | Non
     return teacher
 
 
-def _make_ladder(config: Config, source: PatchSource, *, uses_unlabeled: bool) -> InterventionSettings | None:
-    """Return the ladder of a run that is to recover from a collapse."""
+def _make_recovery(config: Config, source: PatchSource, *, uses_unlabeled: bool) -> InterventionSettings | None:
+    """Return how a run recovers from a collapse; None where it does not."""
     if config.monitor.on_collapse != "recover":
         return None
     shifts = tuple(shift for shift in _SHIFTS if shift_foreground_share(source, shift) != source)

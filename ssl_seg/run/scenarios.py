@@ -36,7 +36,7 @@ def describe_scenarios(config: Config, rungs: Sequence[str]) -> list[str]:
 
     Args:
         config: configuration of the run.
-        rungs: rungs of its ladder of interventions; empty unless it recovers from a collapse.
+        rungs: rungs of its recovery; empty unless it recovers from a collapse.
     """
     answers = {
         "warn": "it is named, and the run continues (monitor.on_collapse=warn)",

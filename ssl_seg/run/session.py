@@ -91,8 +91,8 @@ class Watch:
         self.window.load_state_dict(state["window"], self.engine.fabric.device)
 
     def is_due(self, step: int) -> bool:
-        """Return whether to look after ``step`` updates: planned, called for by the ladder, or by the loss."""
-        if self.schedule.probes(step) or step == self.memory.ladder.next_look:
+        """Return whether to look after ``step`` updates: planned, called for by the recovery, or by the loss."""
+        if self.schedule.probes(step) or step == self.memory.recovery.next_look:
             return True
         return step % self.schedule.check_steps == 0 and any_process(self.engine.fabric, self.window.raises_alarm())
 
@@ -249,13 +249,13 @@ def run_loop(session: Session, stop_requested: Callable[[int], bool]) -> LoopRes
 
     session.loss.phases = policies.adapt_phases(session.phases, session.progress)
     device, observation, ending = engine.fabric.device, None, None
-    batches = session.batches_from(step, watch.memory.ladder.foreground)
+    batches = session.batches_from(step, watch.memory.recovery.foreground)
     multiplier = policies.compute_lr_multiplier(session.progress)
     while step < schedule.total_steps:
-        ladder = watch.memory.ladder
-        factor = interventions.scale_lr(ladder, step, multiplier)
+        recovery = watch.memory.recovery
+        factor = interventions.scale_lr(recovery, step, multiplier)
         lr = factor * session.lr_at(step, session.progress.ranking_scores[1:])
-        record = engine.step(next(batches).to(device), step, lr, interventions.restrain(ladder, step))
+        record = engine.step(next(batches).to(device), step, lr, interventions.restrain(recovery, step))
         watch.window.add(record, factor)
         step += 1
         recorder.advance(step)
@@ -268,8 +268,8 @@ def run_loop(session: Session, stop_requested: Callable[[int], bool]) -> LoopRes
                 multiplier = policies.compute_lr_multiplier(session.progress)
             if ending is None:
                 ending = _intervene(session, observation)
-                if watch.memory.ladder.foreground != ladder.foreground:
-                    batches = session.batches_from(step, watch.memory.ladder.foreground)
+                if watch.memory.recovery.foreground != recovery.foreground:
+                    batches = session.batches_from(step, watch.memory.recovery.foreground)
         if schedule.ends_epoch(step) or ending is not None:
             session.progress = replace(session.progress, step=step, ending=ending)
             session.save(healthy=recovers and watch.is_healthy(observation))
@@ -326,8 +326,8 @@ def _has_broken(net: nn.Module) -> bool:
 def _intervene(session: Session, observation: Observation) -> TrainingEnding | None:
     """Do what the observation calls for; return how the run ends where nothing is left to do."""
     watch, recorder = session.watch, session.recorder
-    ladder, done = session.interventions.act(session.engine, watch.memory.ladder, observation, recorder.load)
-    watch.memory = replace(watch.memory, ladder=ladder)
+    recovery, done = session.interventions.act(session.engine, watch.memory.recovery, observation, recorder.load)
+    watch.memory = replace(watch.memory, recovery=recovery)
     if done is None:
         return None
     recorder.report(done, observation.step)
