@@ -10,13 +10,22 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ssl_seg.data.layouts import list_images
-from ssl_seg.data.layouts.files import check_text, note_others, walk_files
-from ssl_seg.data.volumes import IMAGE_SUFFIXES, advise_conversion, is_image, split_location, split_suffix
+from ssl_seg.data.layouts.files import check_text, find_stacks, make_id, note_others, walk_files
+from ssl_seg.data.reading import Reading
+from ssl_seg.data.volumes import (
+    IMAGE_SUFFIXES,
+    advise_conversion,
+    is_image,
+    open_image,
+    split_location,
+    split_suffix,
+)
 from ssl_seg.errors import DataError, name_examples
 from ssl_seg.files import append_jsonl, find_obstacle, name_unwritable, read_jsonl
 
@@ -229,7 +238,7 @@ def plan_jobs(
         mask = output if has_name else output / _mask_name(name, source.name, ndim, suffix)
         jobs = [Job((str(source),), mask, _paths_beside(mask, suffixes), objects, numbered)]
     else:
-        images = _find_images(source, output, layout)
+        images = _find_images(source, output, layout, ndim)
         if not images:
             advice = advise_conversion(path.name for path in walk_files(source))
             raise DataError(f"{source} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).{advice}")
@@ -293,13 +302,21 @@ def _show(value: Any) -> str:
     return "as by default" if value is None else str(value)
 
 
-def _find_images(folder: Path, output: Path, layout: str) -> list[tuple[str, tuple[str, ...]]]:
-    """Return name and locations of the images of a folder, without what an earlier call has written below it."""
+def _find_images(folder: Path, output: Path, layout: str, ndim: int) -> list[tuple[str, tuple[str, ...]]]:
+    """Return name and locations of the images of a folder, without what an earlier call has written below it.
+
+    Where a network of volumes gets nothing but numbered 2D images, each folder of them is one.
+    """
     place = output.resolve()
 
     def is_output(path: str) -> bool:
         return Path(path).resolve().is_relative_to(place)
 
+    files = {make_id(p, folder.parent): p for p in walk_files(folder) if is_image(p) and not is_output(str(p))}
+    if ndim == 3 and files and sum(map(len, find_stacks(files).values())) == len(files):
+        with suppress(DataError):  # it is named later
+            first = open_image(str(next(iter(files.values()))), reading=Reading(scratch=folder))
+            layout = "slices" if len(first.shape) == 3 else layout  # (C, Y, X)
     return list_images(folder, layout, is_output)
 
 

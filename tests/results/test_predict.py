@@ -390,6 +390,19 @@ class TestPlaces:
             predict(request_)
         assert not (tmp_path / "out").exists()
 
+    @pytest.mark.parametrize(("shape", "ndim", "jobs"), [((6, 7), 3, 1), ((6, 7), 2, 3), ((9, 6, 7), 3, 3)])
+    def test_numbered_images_are_one_volume_for_a_network_of_volumes(
+        self, tmp_path: Path, shape: tuple[int, ...], ndim: int, jobs: int
+    ) -> None:
+        (tmp_path / "scan").mkdir()
+        for z in range(3):
+            np.save(tmp_path / "scan" / f"{z:02}.npy", np.zeros(shape, np.uint8))
+        for _ in range(2):  # what an earlier call has written changes nothing
+            found = plan_jobs(tmp_path / "scan", tmp_path / "scan" / "out", ndim, "folders", suffix=".npy")
+            assert len(found) == jobs
+            found[0].mask.parent.mkdir(exist_ok=True)
+            np.save(found[0].mask, np.zeros(shape, np.uint8))
+
     def test_an_image_whose_name_has_two_colons_is_known_by_its_file(self, tmp_path: Path) -> None:
         path = make_image(tmp_path / "in" / "a::b.png")
         (job,) = plan_jobs(tmp_path / "in", tmp_path / "out", 2, "")

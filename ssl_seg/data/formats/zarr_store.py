@@ -99,7 +99,7 @@ def write_zarr(path: Path, array: Rows, geometry: Geometry | None) -> None:
         source = _halve(level)
     unit = UNITS.get("" if geometry is None else geometry.unit or "")
     axes = [{"name": axis, "type": "space", **({} if unit is None else {"unit": unit})} for axis in "zyx"[-ndim:]]
-    group.attrs["multiscales"] = [{"version": "0.4", "name": path.name, "axes": axes, "datasets": levels}]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": levels}]
 
 
 def _halve(level: Any) -> RowReader:
