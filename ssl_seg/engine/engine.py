@@ -17,7 +17,7 @@ from ssl_seg.engine.devices import average_over_processes
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.engine.noise import add_gradient_noise
 from ssl_seg.engine.optim import set_lr
-from ssl_seg.methods.base import Method, Nets, OwnsOptimizer, Progress, TrainsOthers, find_plain
+from ssl_seg.methods.base import Method, Nets, OwnsOptimizer, StepProgress, TrainsOthers, find_plain
 from ssl_seg.networks.checkpoint import Checkpoint, Part, Rest, load_parts, load_weights
 from ssl_seg.networks.precision import Autocast
 
@@ -61,7 +61,7 @@ class Engine:
         steps_per_epoch: length of an epoch.
         clip_norm: largest gradient norm of an update; None records the norm and clips nothing.
         gradient_noise: added after clipping; None adds nothing.
-        threshold: see ``Progress``.
+        threshold: see ``StepProgress``.
         seed: with rank and step the seed of every draw inside the step (dropout, gradient noise).
     """
 
@@ -99,7 +99,7 @@ class Engine:
         """Make update number ``step`` (from 0) with a learning rate, on a batch that is on the device."""
         clip_norm = self.clip_norm if restraint.clip_norm is None else restraint.clip_norm
         epoch, is_held = step / self.steps_per_epoch, self.teacher.is_held
-        progress = Progress(
+        progress = StepProgress(
             step,
             self.total_steps,
             epoch,

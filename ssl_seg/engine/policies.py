@@ -3,7 +3,7 @@
 All decisions are functions of the settings, the seed, the epoch and the validation scores of the finished epochs, which
 a checkpoint carries; so a resumed run decides as the uninterrupted one. Only the weight average has a state.
 
-The scores are the ranking scores of ``TrainingState``: an epoch at whose end the networks had collapsed lies below all
+The scores are the ranking scores of ``RunProgress``: an epoch at whose end the networks had collapsed lies below all
 others. So a collapse is no progress for which to go on, and a run that comes back from one is not measured against its
 score.
 """
@@ -28,7 +28,7 @@ from ssl_seg.config.schedules import (
 from ssl_seg.engine.ema import WeightAverage
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.noise import add_weight_noise
-from ssl_seg.networks.checkpoint import Checkpoint, TrainingState
+from ssl_seg.networks.checkpoint import Checkpoint, RunProgress
 
 
 @dataclass(frozen=True)
@@ -147,16 +147,16 @@ class Policies:
     average: WeightAverage | None = None
     reduce_patience: int | None = None
 
-    def compute_lr_multiplier(self, progress: TrainingState) -> float:
+    def compute_lr_multiplier(self, progress: RunProgress) -> float:
         """Return the factor of the scheduled learning rate in the next epoch."""
         response = self.settings.plateau_response
         return 1.0 if response is None else _respond(progress, response).multiplier
 
-    def stops(self, progress: TrainingState) -> bool:
+    def stops(self, progress: RunProgress) -> bool:
         """Return whether the run has gone on for long enough without a better score."""
         return next(self._list_stops(progress), None) is not None
 
-    def adapt_phases(self, phases: tuple[LossPhase, ...], progress: TrainingState) -> tuple[LossPhase, ...]:
+    def adapt_phases(self, phases: tuple[LossPhase, ...], progress: RunProgress) -> tuple[LossPhase, ...]:
         """Return the phases of the loss with the weights that hold since a rollback, if there was one."""
         response = self.settings.plateau_response
         if response is None or response.after_rollback is None or not response.after_rollback.component_weights:
@@ -167,7 +167,7 @@ class Policies:
     def act(
         self,
         engine: Engine,
-        progress: TrainingState,
+        progress: RunProgress,
         epoch: int,
         *,
         ending: str | None,
@@ -197,7 +197,7 @@ class Policies:
             actions += self._list_stops(progress)
         return actions
 
-    def _list_stops(self, progress: TrainingState) -> Iterator[PolicyEvent]:
+    def _list_stops(self, progress: RunProgress) -> Iterator[PolicyEvent]:
         """Yield an event for each reason to end the run."""
         stopping = self.settings.early_stopping
         if stopping is not None and count_stale_epochs(progress.ranking_scores[1:]) >= stopping.patience:
@@ -206,7 +206,7 @@ class Policies:
         if judged is not None and not judged.values["better"]:
             yield judged
 
-    def _judge(self, progress: TrainingState) -> PolicyEvent | None:
+    def _judge(self, progress: RunProgress) -> PolicyEvent | None:
         """Return the event of the judgment of a rollback, if it falls now."""
         response, scores = self.settings.plateau_response, progress.ranking_scores
         after = None if response is None else response.after_rollback
@@ -222,14 +222,14 @@ class Policies:
             found = f"in {after.judge_epochs} epochs no score was better than {before:.3f}: the run ends"
         return PolicyEvent("rollback_judged", f"rollback judged: {found}", {"better": better, "best_score": before})
 
-    def _report_reduction(self, progress: TrainingState) -> Iterator[PolicyEvent]:
+    def _report_reduction(self, progress: RunProgress) -> Iterator[PolicyEvent]:
         patience, history = self.reduce_patience, progress.ranking_scores[1:]
         if patience is None or (count := count_plateaus(history, patience)) == count_plateaus(history[:-1], patience):
             return
         yield PolicyEvent("lr_reduced", f"learning rate: reduction number {count} after a plateau", {"count": count})
 
     def _respond(
-        self, engine: Engine, progress: TrainingState, load_best: Callable[[], Checkpoint]
+        self, engine: Engine, progress: RunProgress, load_best: Callable[[], Checkpoint]
     ) -> Iterator[PolicyEvent]:
         settings = self.settings.plateau_response
         if settings is None:
@@ -281,13 +281,13 @@ class Policies:
             )
 
 
-def _describe_stop(progress: TrainingState) -> PolicyEvent:
+def _describe_stop(progress: RunProgress) -> PolicyEvent:
     history = progress.ranking_scores[1:]
     epochs, best = count_stale_epochs(history), progress.history[history.index(max(history))]
     note = f"early stopping: {epochs} epochs without a better score than {best:.3f}"
     return PolicyEvent("early_stopping", note, {"epochs": epochs, "best_score": best})
 
 
-def _respond(progress: TrainingState, settings: PlateauResponseConfig) -> PlateauResponse:
+def _respond(progress: RunProgress, settings: PlateauResponseConfig) -> PlateauResponse:
     start, *history = progress.ranking_scores
     return respond_to_plateaus(history, start, settings)

@@ -27,7 +27,7 @@ from ssl_seg.config import Section
 from ssl_seg.config.section import PositiveInt
 from ssl_seg.data.loader import Batch
 from ssl_seg.losses import CONSISTENCY, SupervisedLoss
-from ssl_seg.methods.base import Nets, NetworkFactory, Progress, StepOutput, Traits, supervise
+from ssl_seg.methods.base import Nets, NetworkFactory, StepOutput, StepProgress, Traits, supervise
 from ssl_seg.methods.unlabeled import (
     PseudoLabelConfig,
     Threshold,
@@ -94,7 +94,7 @@ class AlternateDiverseTeaching(nn.Module):
         """Return the student as it is."""
         return module
 
-    def forward(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
+    def forward(self, nets: Nets, batch: Batch, progress: StepProgress) -> StepOutput:
         """Return supervised + ramped pseudo-label loss; the student is as the step before has left it."""
         self.teachers.follow(nets.student, progress.step, self.options)
         logits = nets.student(torch.cat([batch.image, *batch.strong]))

@@ -32,8 +32,8 @@ class Nets:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where the run is: ``step`` counts from 0 to ``total_steps - 1``; ``epoch`` is steps made / steps an epoch."""
+class StepProgress:
+    """Where a step is in the run: ``step`` counts from 0 to ``total_steps - 1``; ``epoch`` is steps made / steps of one."""
 
     step: int
     total_steps: int
@@ -80,7 +80,7 @@ def count_foreground(logits: Tensor, target: Tensor, threshold: float | None = N
     }
 
 
-def supervise(supervised: SupervisedLoss, logits: Tensor, batch: Batch, progress: Progress) -> StepOutput:
+def supervise(supervised: SupervisedLoss, logits: Tensor, batch: Batch, progress: StepProgress) -> StepOutput:
     """Return the supervised loss of a step.
 
     Args:
@@ -121,7 +121,7 @@ class Method(Protocol):
 
     def __init__(self, options: Section, supervised: SupervisedLoss, num_classes: int) -> None: ...
 
-    def __call__(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
+    def __call__(self, nets: Nets, batch: Batch, progress: StepProgress) -> StepOutput:
         """Return the loss of one batch; an empty unlabeled part and an all-background target are normal inputs."""
         ...
 

@@ -29,7 +29,7 @@ from ssl_seg.config import Section
 from ssl_seg.data.loader import Batch
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.losses import SupervisedLoss
-from ssl_seg.methods.base import Nets, Progress, StepOutput, Traits, supervise
+from ssl_seg.methods.base import Nets, StepOutput, StepProgress, Traits, supervise
 from ssl_seg.methods.unlabeled import PseudoLabels, UnlabeledConfig, add_unlabeled, predict
 
 SIDE = 2 / 3
@@ -56,7 +56,7 @@ class BidirectionalCopyPaste:
     def __init__(self, options: BidirectionalCopyPasteConfig, supervised: SupervisedLoss, num_classes: int) -> None:  # noqa: ARG002 (one signature)
         self.options, self.supervised = options, supervised
 
-    def __call__(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
+    def __call__(self, nets: Nets, batch: Batch, progress: StepProgress) -> StepOutput:
         """Return the loss of the mixtures; one forward pass of the student serves both ways."""
         if len(batch.weak) == 0:
             return supervise(self.supervised, nets.student(batch.image), batch, progress)
@@ -78,7 +78,7 @@ class BidirectionalCopyPaste:
         on_guessed, _ = self.supervised(logits, guessed, progress.epoch)
         return add_unlabeled(supervised, on_guessed, self.options.compute_weight(progress), **labels.describe())
 
-    def _is_first_stage(self, progress: Progress) -> bool:
+    def _is_first_stage(self, progress: StepProgress) -> bool:
         return progress.step < self.options.first_stage * progress.total_steps and not progress.teacher_is_fixed
 
 

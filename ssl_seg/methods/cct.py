@@ -30,7 +30,7 @@ from ssl_seg.data.loader import Batch
 from ssl_seg.losses import SupervisedLoss, first_head
 from ssl_seg.losses.common import to_float32
 from ssl_seg.losses.consistency import consistency_mse
-from ssl_seg.methods.base import Nets, NetworkFactory, Progress, StepOutput, Traits, supervise
+from ssl_seg.methods.base import Nets, NetworkFactory, StepOutput, StepProgress, Traits, supervise
 from ssl_seg.methods.unlabeled import UnlabeledConfig, add_unlabeled
 
 Perturbation = Literal["noise", "feature_drop", "dropout"]
@@ -128,7 +128,7 @@ class CrossConsistency:
         """Return the network with the main decoder."""
         return module.get_submodule("network")
 
-    def __call__(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
+    def __call__(self, nets: Nets, batch: Batch, progress: StepProgress) -> StepOutput:
         """Return supervised + ramped consistency; one pass of the encoder serves all."""
         labeled = len(batch.image)
         logits, perturbed = nets.student(torch.cat([batch.image, *batch.strong]), labeled)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ssl_seg.config import Section
 from ssl_seg.data.loader import Batch
 from ssl_seg.losses import CONSISTENCY, SupervisedLoss
-from ssl_seg.methods.base import Nets, NetworkFactory, Progress, StepOutput, Traits, supervise
+from ssl_seg.methods.base import Nets, NetworkFactory, StepOutput, StepProgress, Traits, supervise
 from ssl_seg.methods.unlabeled import (
     PseudoLabelConfig,
     Threshold,
@@ -78,7 +78,7 @@ class CrossPseudoSupervision(nn.Module):
         """Return the second."""
         return {"twin": module.get_submodule("second")}
 
-    def forward(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
+    def forward(self, nets: Nets, batch: Batch, progress: StepProgress) -> StepOutput:
         """Return the supervised losses of both + the ramped losses of each on the labels of the other."""
         labeler = nets.teacher if self.options.labeler == "teacher" else nets.student
         probs = predict_outputs(labeler, batch.weak) if len(batch.weak) else []

@@ -26,7 +26,7 @@ from ssl_seg.data.loader import Batch
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.losses import SupervisedLoss, first_head
 from ssl_seg.losses.common import to_float32
-from ssl_seg.methods.base import Nets, NetworkFactory, Progress, StepOutput, Traits, supervise
+from ssl_seg.methods.base import Nets, NetworkFactory, StepOutput, StepProgress, Traits, supervise
 from ssl_seg.methods.unlabeled import UnlabeledConfig, add_unlabeled
 
 REACH = 8
@@ -78,7 +78,7 @@ class DualTaskConsistency:
         """Return the network."""
         return module.get_submodule("network")
 
-    def __call__(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
+    def __call__(self, nets: Nets, batch: Batch, progress: StepProgress) -> StepOutput:
         """Return supervised + weighted error of the distances + ramped consistency of both tasks."""
         logits, distances = nets.student(torch.cat([batch.image, *batch.strong]))
         supervised = supervise(self.supervised, logits, batch, progress)

@@ -18,7 +18,7 @@ from torch import Tensor
 from ssl_seg.config import Section
 from ssl_seg.data.loader import Batch
 from ssl_seg.losses import CONSISTENCY, SupervisedLoss
-from ssl_seg.methods.base import Nets, Progress, StepOutput, Traits, supervise
+from ssl_seg.methods.base import Nets, StepOutput, StepProgress, Traits, supervise
 from ssl_seg.methods.unlabeled import PseudoLabels, UnlabeledConfig, add_unlabeled, predict, split_views
 
 
@@ -42,7 +42,7 @@ class InterpolationConsistency:
     def __init__(self, options: InterpolationConsistencyConfig, supervised: SupervisedLoss, num_classes: int) -> None:  # noqa: ARG002 (one signature)
         self.options, self.supervised = options, supervised
 
-    def __call__(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
+    def __call__(self, nets: Nets, batch: Batch, progress: StepProgress) -> StepOutput:
         """Return supervised + ramped consistency loss; one forward pass of the student serves both."""
         beta = torch.distributions.Beta(self.options.beta, self.options.beta)
         shares = beta.sample((len(batch.weak),)).to(batch.weak, non_blocking=True)

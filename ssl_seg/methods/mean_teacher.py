@@ -19,7 +19,7 @@ from torch import nn
 from ssl_seg.config import Section
 from ssl_seg.data.loader import Batch
 from ssl_seg.losses import CONSISTENCY, SupervisedLoss
-from ssl_seg.methods.base import Nets, Progress, StepOutput, Traits, supervise
+from ssl_seg.methods.base import Nets, StepOutput, StepProgress, Traits, supervise
 from ssl_seg.methods.unlabeled import (
     PseudoLabelConfig,
     Threshold,
@@ -52,7 +52,7 @@ class MeanTeacher(nn.Module):
         super().__init__()
         self.options, self.supervised, self.threshold = options, supervised, Threshold(options, num_classes)
 
-    def forward(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
+    def forward(self, nets: Nets, batch: Batch, progress: StepProgress) -> StepOutput:
         """Return supervised + ramped consistency loss; one forward pass of the student serves both."""
         logits = nets.student(torch.cat([batch.image, *batch.strong]))
         supervised = supervise(self.supervised, logits, batch, progress)

@@ -7,7 +7,7 @@ from typing import ClassVar
 from ssl_seg.config import Section
 from ssl_seg.data.loader import Batch
 from ssl_seg.losses import SupervisedLoss
-from ssl_seg.methods.base import Nets, Progress, StepOutput, Traits, supervise
+from ssl_seg.methods.base import Nets, StepOutput, StepProgress, Traits, supervise
 
 
 class SupervisedConfig(Section):
@@ -23,6 +23,6 @@ class Supervised:
     def __init__(self, options: Section, supervised: SupervisedLoss, num_classes: int) -> None:  # noqa: ARG002 (one signature)
         self.supervised = supervised
 
-    def __call__(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
+    def __call__(self, nets: Nets, batch: Batch, progress: StepProgress) -> StepOutput:
         """Return the weighted supervised loss of the labeled patches."""
         return supervise(self.supervised, nets.student(batch.image), batch, progress)

@@ -22,7 +22,7 @@ from ssl_seg.config import Section
 from ssl_seg.data.loader import Batch
 from ssl_seg.losses import SupervisedLoss
 from ssl_seg.losses.common import to_float32
-from ssl_seg.methods.base import Nets, Progress, StepOutput, Traits, supervise
+from ssl_seg.methods.base import Nets, StepOutput, StepProgress, Traits, supervise
 from ssl_seg.methods.unlabeled import PseudoLabels, UnlabeledConfig, add_unlabeled, predict, split_views
 
 NOISE, MOST_NOISE = 0.1, 0.2
@@ -49,7 +49,7 @@ class UncertaintyAwareMeanTeacher:
     def __init__(self, options: UncertaintyAwareConfig, supervised: SupervisedLoss, num_classes: int) -> None:
         self.options, self.supervised, self.num_classes = options, supervised, num_classes
 
-    def __call__(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
+    def __call__(self, nets: Nets, batch: Batch, progress: StepProgress) -> StepOutput:
         """Return supervised + ramped consistency loss; one forward pass of the student serves both."""
         logits = nets.student(torch.cat([batch.image, *batch.strong]))
         supervised = supervise(self.supervised, logits, batch, progress)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ssl_seg.config import Section
 from ssl_seg.data.loader import Batch
 from ssl_seg.losses import CONSISTENCY, SupervisedLoss
-from ssl_seg.methods.base import Nets, NetworkFactory, Progress, StepOutput, Traits, supervise
+from ssl_seg.methods.base import Nets, NetworkFactory, StepOutput, StepProgress, Traits, supervise
 from ssl_seg.methods.fixmatch import FixMatchConfig
 from ssl_seg.methods.unlabeled import (
     PseudoLabels,
@@ -88,7 +88,7 @@ class UniMatch(nn.Module):
         """Return the network."""
         return module.get_submodule("network")
 
-    def forward(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
+    def forward(self, nets: Nets, batch: Batch, progress: StepProgress) -> StepOutput:
         """Return supervised + ramped pseudo-label loss; one forward pass of the student serves all."""
         if len(batch.weak) == 0:
             return supervise(self.supervised, nets.student(batch.image), batch, progress)

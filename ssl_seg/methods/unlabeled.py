@@ -20,7 +20,7 @@ from ssl_seg.data.views.mixing import Mix
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.losses import first_head
 from ssl_seg.losses.common import LossFn
-from ssl_seg.methods.base import Progress, StepOutput
+from ssl_seg.methods.base import StepOutput, StepProgress
 
 PRECISION_STEPS = 10
 """In every tenth step, pseudo-labels are made for the labeled patches too and compared with their masks."""
@@ -38,11 +38,11 @@ class UnlabeledConfig(Section):
     rampup: Literal["sigmoid", "linear", "cosine"] = "sigmoid"
     """Shape of the rise; sigmoid starts at 0.7 %, the others at 0."""
 
-    def compute_weight(self, progress: Progress) -> float:
+    def compute_weight(self, progress: StepProgress) -> float:
         """Return the weight of the term in a step."""
         return self.consistency_weight * self.compute_rampup(progress) * progress.unlabeled_factor
 
-    def compute_rampup(self, progress: Progress) -> float:
+    def compute_rampup(self, progress: StepProgress) -> float:
         """Return how far the weight has risen, in [0, 1]."""
         steps = self.rampup_steps
         if steps is None:
@@ -168,7 +168,9 @@ class Threshold(nn.Module):
         return {} if self.options.threshold == "fixed" else {"threshold": self.get_buffer("value").clone()}
 
 
-def measure_precision(threshold: Threshold, labeler: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+def measure_precision(
+    threshold: Threshold, labeler: nn.Module, batch: Batch, progress: StepProgress
+) -> dict[str, Tensor]:
     """Return how right pseudo-labels are where the truth is known: in the labeled patches, in every tenth step.
 
     The network has learned from these patches, so on other ones it is right less often.

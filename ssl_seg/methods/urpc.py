@@ -20,7 +20,7 @@ from ssl_seg.config import Section
 from ssl_seg.data.loader import Batch
 from ssl_seg.losses import SupervisedLoss
 from ssl_seg.losses.common import to_float32
-from ssl_seg.methods.base import Nets, Progress, StepOutput, Traits, supervise
+from ssl_seg.methods.base import Nets, StepOutput, StepProgress, Traits, supervise
 from ssl_seg.methods.unlabeled import UnlabeledConfig, add_unlabeled
 
 
@@ -37,7 +37,7 @@ class PyramidConsistency:
     def __init__(self, options: PyramidConsistencyConfig, supervised: SupervisedLoss, num_classes: int) -> None:  # noqa: ARG002 (one signature)
         self.options, self.supervised = options, supervised
 
-    def __call__(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
+    def __call__(self, nets: Nets, batch: Batch, progress: StepProgress) -> StepOutput:
         """Return supervised + ramped consistency of the scales; one forward pass of the student serves both."""
         logits = nets.student(torch.cat([batch.image, *batch.strong]))
         supervised = supervise(self.supervised, logits, batch, progress)

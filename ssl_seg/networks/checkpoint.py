@@ -42,7 +42,7 @@ COLLAPSE_PENALTY = 2.0
 
 
 @dataclass(frozen=True)
-class TrainingState:
+class RunProgress:
     """How far the run is, and what its validation scores were."""
 
     step: int = 0
@@ -75,7 +75,7 @@ class TrainingState:
         """The score of best.pt."""
         return (self.start_score, *self.history)[self.rank_epochs()[0]]
 
-    def add_epoch(self, step: int, score: float, *, has_collapsed: bool) -> TrainingState:
+    def add_epoch(self, step: int, score: float, *, has_collapsed: bool) -> RunProgress:
         """Return the progress with the look at the end of one more epoch."""
         collapsed = (*self.collapsed, len(self.history) + 1) if has_collapsed else self.collapsed
         return replace(self, step=step, history=(*self.history, score), collapsed=collapsed)
@@ -97,7 +97,7 @@ class Checkpoint:
 
     student: dict[str, Tensor]
     teacher: dict[str, Tensor]
-    progress: TrainingState
+    progress: RunProgress
     config: dict[str, Any]
     split: dict[str, Any]
     scores: dict[str, Any]
@@ -313,8 +313,8 @@ def _parse(content: Any, path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _parse_progress(values: dict[str, Any]) -> TrainingState:
-    return TrainingState(**{**values, "history": tuple(values["history"]), "collapsed": tuple(values["collapsed"])})
+def _parse_progress(values: dict[str, Any]) -> RunProgress:
+    return RunProgress(**{**values, "history": tuple(values["history"]), "collapsed": tuple(values["collapsed"])})
 
 
 def _is_sound(checkpoint: Checkpoint) -> bool:

@@ -23,7 +23,7 @@ from ssl_seg.losses import SupervisedLoss, make_supervised_loss
 from ssl_seg.monitor.evidence import Figures
 from ssl_seg.monitor.memory import Memory, read_memory
 from ssl_seg.monitor.monitor import Monitor, Observation
-from ssl_seg.networks.checkpoint import Checkpoint, Part, TrainingState, load_parts
+from ssl_seg.networks.checkpoint import Checkpoint, Part, RunProgress, load_parts
 from ssl_seg.run.directory import TrainingEnding
 from ssl_seg.run.gates import find_due
 from ssl_seg.run.recorder import Recorder, summarize_probe
@@ -60,7 +60,7 @@ class LoopResult:
     """How the loop ended, after how many updates, and the last look at the networks (None if there was none)."""
 
     ending: TrainingEnding
-    progress: TrainingState
+    progress: RunProgress
     observation: Observation | None
 
     @property
@@ -151,7 +151,7 @@ class Session:
     """End after an epoch at which one of them is broken."""
     loss: SupervisedLoss = field(default_factory=lambda: make_supervised_loss(LossConfig()))
     """Supervised loss of the method; the policies may change its phases."""
-    progress: TrainingState = field(default_factory=TrainingState)
+    progress: RunProgress = field(default_factory=RunProgress)
     scores: dict[str, Any] = field(default_factory=dict)
     """Scores of both networks at the last look; see ``Checkpoint``."""
     phases: tuple[LossPhase, ...] = field(init=False)
@@ -241,7 +241,7 @@ def run_loop(session: Session, stop_requested: Callable[[int], bool]) -> LoopRes
     if step == 0:
         watch.memory = Memory()  # a run that was killed in its first epoch begins anew
         look = session.look(0)
-        session.progress = TrainingState(start_score=look.score, collapsed=(0,) if look.has_collapsed else ())
+        session.progress = RunProgress(start_score=look.score, collapsed=(0,) if look.has_collapsed else ())
         recorder.save_best(session.snapshot())
         session.save(healthy=recovers)
     elif session.progress.ending is not None:  # resumed when all was done but the final scores

@@ -31,7 +31,7 @@ from ssl_seg.engine.policies import (
 )
 from ssl_seg.losses import make_supervised_loss
 from ssl_seg.networks.builders import has_batch_norm
-from ssl_seg.networks.checkpoint import Checkpoint, TrainingState
+from ssl_seg.networks.checkpoint import Checkpoint, RunProgress
 
 NO_START = -math.inf
 
@@ -190,7 +190,7 @@ def test_a_rollback_is_judged_once(later: tuple[float, ...], judged: bool | None
 
 class TestAct:
     def act(
-        self, settings: dict[str, Any], engine: Engine, progress: TrainingState, epoch: int, **options: Any
+        self, settings: dict[str, Any], engine: Engine, progress: RunProgress, epoch: int, **options: Any
     ) -> list[str]:
         config = PoliciesConfig.model_validate(settings)
         average = options.pop("average", None)
@@ -202,7 +202,7 @@ class TestAct:
         engine = make_engine()
         before = copy.deepcopy(engine.student.state_dict())
         policies = Policies()
-        progress = TrainingState(start_score=0.9, history=(0.5,) * 100)
+        progress = RunProgress(start_score=0.9, history=(0.5,) * 100)
         assert self.act({}, engine, progress, 100) == []
         assert policies.compute_lr_multiplier(progress) == 1.0
         assert not policies.stops(progress)
@@ -216,7 +216,7 @@ class TestAct:
         for step in range(3, 6):
             engine.step(make_batch(seed=step), step, lr_at(step))
         settings = {"plateau_response": {"patience": 1, "base": 2.0, "rollback_drop": 0.1}}
-        fallen = TrainingState(start_score=0.1, history=(0.5, 0.5, 0.1))
+        fallen = RunProgress(start_score=0.1, history=(0.5, 0.5, 0.1))
         assert self.act(settings, engine, fallen, 3, load_best=lambda: best) == ["rollback"]
         assert_state(engine, best)
         assert engine.teacher.updates == 3
@@ -232,11 +232,11 @@ class TestAct:
     def test_a_rollback_that_brings_nothing_ends_the_run(self) -> None:
         policies, engine = Policies(PoliciesConfig.model_validate(self.MILDER)), make_engine()
         rolled = (0.5, 0.5, 0.1)
-        ends = [policies.stops(TrainingState(history=(*rolled, *(0.5,) * n))) for n in range(4)]
+        ends = [policies.stops(RunProgress(history=(*rolled, *(0.5,) * n))) for n in range(4)]
         assert ends == [False, False, True, False]
-        end = TrainingState(history=(*rolled, 0.5, 0.5))
+        end = RunProgress(history=(*rolled, 0.5, 0.5))
         assert self.act(self.MILDER, engine, end, 5, ending="stopped_early") == ["rollback_judged"]
-        better = TrainingState(history=(*rolled, 0.4, 0.6))
+        better = RunProgress(history=(*rolled, 0.4, 0.6))
         assert not policies.stops(better)
         (event,) = policies.act(engine, better, 5, ending=None, load_best=lambda: pytest.fail("nothing to restore"))
         assert (event.event, event.values) == ("rollback_judged", {"better": True, "best_score": 0.5})
@@ -248,7 +248,7 @@ class TestAct:
     def test_a_rollback_changes_weights_of_the_loss(self) -> None:
         phases = (LossPhase(0, {"dice": 0.7, "variance": 0.05}), LossPhase(5, {"dice": 1.0}))
         policies = Policies(PoliciesConfig.model_validate(self.MILDER))
-        before, after = (TrainingState(history=(0.5, 0.5, score)) for score in (0.45, 0.1))
+        before, after = (RunProgress(history=(0.5, 0.5, score)) for score in (0.45, 0.1))
         assert policies.adapt_phases(phases, before) == phases
         changed = policies.adapt_phases(phases, after)
         assert changed == (
@@ -266,7 +266,7 @@ class TestAct:
             "weight_noise": {"start_epoch": 1, "std": 0.1},
             "early_stopping": {"patience": 2},
         }
-        fallen = TrainingState(start_score=0.1, history=(0.5, 0.5, 0.1))
+        fallen = RunProgress(start_score=0.1, history=(0.5, 0.5, 0.1))
         assert self.act(settings, engine, fallen, 3, ending="finished") == []
         assert self.act(settings, engine, fallen, 3, ending="stopped_early") == ["early_stopping"]
         assert all(torch.equal(v, before[k]) for k, v in engine.student.state_dict().items())
@@ -282,7 +282,7 @@ class TestAct:
             "weight_noise": {"start_epoch": 3, "std": 0.1},
             "swa": {"start_epoch": 2},
         }
-        fallen = TrainingState(start_score=0.1, history=(0.5, 0.5, 0.1))
+        fallen = RunProgress(start_score=0.1, history=(0.5, 0.5, 0.1))
         events = self.act(settings, engine, fallen, 3, load_best=lambda: best, average=average)
         assert events == ["rollback", "swa", "weight_noise"]
         for name, value in average.net.named_parameters():
@@ -290,7 +290,7 @@ class TestAct:
             assert not torch.equal(engine.student.state_dict()[name], value)
 
     def test_epochs_of_the_average_and_of_noise(self) -> None:
-        engine, progress = make_engine(), TrainingState(history=(0.5,))
+        engine, progress = make_engine(), RunProgress(history=(0.5,))
         settings = {"swa": {"start_epoch": 2, "every_epochs": 3}, "weight_noise": {"start_epoch": 4, "std": 0.1}}
         average = WeightAverage(engine.student)
         acted = {e: self.act(settings, engine, progress, e, average=average) for e in range(1, 7)}
@@ -304,15 +304,15 @@ class TestAct:
         settings = {"plateau_response": {"patience": 2}}
         scores = (0.5, 0.4, 0.4, 0.4, 0.4)
         reported = [
-            self.act(settings, engine, TrainingState(history=scores[:n]), n, reduce_patience=3) for n in range(1, 6)
+            self.act(settings, engine, RunProgress(history=scores[:n]), n, reduce_patience=3) for n in range(1, 6)
         ]
         assert reported == [[], [], ["plateau"], ["lr_reduced"], ["plateau"]]
 
     def test_early_stopping_counts_epochs_without_a_better_score(self) -> None:
         policies = Policies(PoliciesConfig.model_validate({"early_stopping": {"patience": 3}}))
-        ends = [policies.stops(TrainingState(start_score=0.9, history=(0.1, 0.5, *(0.4,) * n))) for n in range(5)]
+        ends = [policies.stops(RunProgress(start_score=0.9, history=(0.1, 0.5, *(0.4,) * n))) for n in range(5)]
         assert ends == [False, False, False, True, True]
-        assert not policies.stops(TrainingState())
+        assert not policies.stops(RunProgress())
 
 
 class TestCollapse:
@@ -320,8 +320,8 @@ class TestCollapse:
 
     SCORES = (0.30, 0.46, 0.32, 0.34, 0.36)
 
-    def progress(self, epochs: int, *collapsed: int) -> TrainingState:
-        return TrainingState(start_score=0.1, history=self.SCORES[:epochs], collapsed=collapsed)
+    def progress(self, epochs: int, *collapsed: int) -> RunProgress:
+        return RunProgress(start_score=0.1, history=self.SCORES[:epochs], collapsed=collapsed)
 
     def test_early_stopping_does_not_wait_for_its_score(self) -> None:
         policies = Policies(PoliciesConfig.model_validate({"early_stopping": {"patience": 3}}))
@@ -344,7 +344,7 @@ class TestCollapse:
         engine = make_engine()
         best = snapshot(engine, 1)
         scores = (0.30, 0.30, 0.46)
-        fine, fallen = (TrainingState(start_score=0.1, history=scores, collapsed=c) for c in ((), (3,)))
+        fine, fallen = (RunProgress(start_score=0.1, history=scores, collapsed=c) for c in ((), (3,)))
         actions = policies.act(engine, fallen, 3, ending=None, load_best=lambda: best)
         assert [a.event for a in actions] == ["rollback"]
         assert "collapsed, with a score of 0.460; the best one was 0.300" in actions[0].note
@@ -353,7 +353,7 @@ class TestCollapse:
 
     def test_the_report_of_the_end_names_the_score_of_best_pt(self) -> None:
         policies = Policies(PoliciesConfig.model_validate({"early_stopping": {"patience": 3}}))
-        stuck = TrainingState(history=(0.3, 0.46, 0.2, 0.2), collapsed=(2,))
+        stuck = RunProgress(history=(0.3, 0.46, 0.2, 0.2), collapsed=(2,))
         end: dict[str, Any] = {"ending": "stopped_early", "load_best": lambda: pytest.fail("nothing to restore")}
         (action,) = policies.act(make_engine(), stuck, 4, **end)
         assert action.values == {"epochs": 3, "best_score": 0.3}
@@ -362,7 +362,7 @@ class TestCollapse:
 def snapshot(engine: Engine, step: int) -> Checkpoint:
     parts = engine.student.state_dict(), engine.teacher.net.state_dict(), engine.optimizer.state_dict()
     student, teacher, optimizer = copy.deepcopy(parts)
-    progress = TrainingState(step, engine.teacher.updates, 0.5)
+    progress = RunProgress(step, engine.teacher.updates, 0.5)
     return Checkpoint(student, teacher, progress, {}, {}, {}, (), {"optimizer": optimizer})
 
 

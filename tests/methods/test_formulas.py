@@ -19,13 +19,13 @@ from torch import Tensor
 
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.methods import make_method
-from ssl_seg.methods.base import Progress
+from ssl_seg.methods.base import StepProgress
 from ssl_seg.methods.bcp import draw_boxes
 from ssl_seg.methods.dtc import compute_signed_distances
 from ssl_seg.methods.unimatch import draw_complements, drop_last
 
 Array = NDArray[np.float64]
-LATE = Progress(step=90, total_steps=100)
+LATE = StepProgress(step=90, total_steps=100)
 
 
 def to_array(tensor: Tensor) -> Array:
@@ -148,7 +148,7 @@ def test_uamt(num_classes: int) -> None:
         ) ** 2
         consistency = (squared.sum(1) * counts).sum() / (num_classes * counts.sum())
         supervised = LOSS(nets.student(batch.image), batch.target)[0].item()
-        loss = call(method, nets, batch, Progress(step, 100)).loss.item()
+        loss = call(method, nets, batch, StepProgress(step, 100)).loss.item()
         assert loss == pytest.approx(supervised + rise * consistency, rel=1e-5)
 
 
@@ -211,11 +211,11 @@ def test_bcp_begins_with_labeled_patches_alone() -> None:
     )
     expected = LOSS(nets.student(image), target)[0]
     for step in (0, 19):
-        output = call(method, nets, batch, Progress(step, 100))
+        output = call(method, nets, batch, StepProgress(step, 100))
         torch.testing.assert_close(output.loss, expected)
     assert "consistency" not in output.terms
-    assert "consistency" in call(method, nets, batch, Progress(20, 100)).terms
-    fixed = call(method, nets, batch, replace(Progress(0, 100), teacher_is_fixed=True))
+    assert "consistency" in call(method, nets, batch, StepProgress(20, 100)).terms
+    fixed = call(method, nets, batch, replace(StepProgress(0, 100), teacher_is_fixed=True))
     assert "consistency" in fixed.terms  # the teacher has learned already
 
 
@@ -318,7 +318,7 @@ def test_ad_mt() -> None:
         for index in (0, 1) if step == 0 else (step // 2 % 2,):
             old = teachers[index] or parameters
             teachers[index] = [decay * a + (1 - decay) * b for a, b in zip(old, parameters, strict=True)]
-        output = call(method, nets, batch, Progress(step, 100))
+        output = call(method, nets, batch, StepProgress(step, 100))
     nets_of_method = method.get_submodule("teachers.nets")  # type: ignore[attr-defined]
     for net, own in zip(nets_of_method.children(), teachers, strict=True):
         for parameter, expected in zip(net.parameters(), own, strict=True):

@@ -23,14 +23,14 @@ from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.losses import CONSISTENCY, make_supervised_loss
 from ssl_seg.losses.consistency import consistency_mse
 from ssl_seg.methods import METHODS, make_method
-from ssl_seg.methods.base import Method, Nets, Progress, StepOutput, Traits, build
+from ssl_seg.methods.base import Method, Nets, StepOutput, StepProgress, Traits, build
 from ssl_seg.methods.bcp import BidirectionalCopyPaste
 from ssl_seg.methods.unlabeled import PseudoLabelConfig, Threshold, predict
 from ssl_seg.methods.urpc import PyramidConsistency
 
 WEIGHTS = {"cross_entropy": 0.5, "dice": 0.5}
 LOSS = make_supervised_loss(LossConfig(weights=WEIGHTS))
-PROGRESS = Progress(step=90, total_steps=100)
+PROGRESS = StepProgress(step=90, total_steps=100)
 LEARNING_ON_ALL_SCALES = (PyramidConsistency, BidirectionalCopyPaste)
 """Methods whose unlabeled part looks at all outputs of deep supervision."""
 
@@ -131,7 +131,7 @@ def make_nets(num_classes: int = 2, method: Method | None = None, network: Any =
     return Nets(student, teacher)
 
 
-def call(method: Method, nets: Nets, batch: Batch, progress: Progress = PROGRESS) -> StepOutput:
+def call(method: Method, nets: Nets, batch: Batch, progress: StepProgress = PROGRESS) -> StepOutput:
     """Make a step with the random numbers of that step, as the engine does."""
     torch.manual_seed(7)
     return method(nets, batch, progress)
@@ -181,7 +181,7 @@ class TeacherAsStudent:
 
     traits = Traits(uses_teacher=True, uses_unlabeled=True)
 
-    def __call__(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
+    def __call__(self, nets: Nets, batch: Batch, progress: StepProgress) -> StepOutput:
         loss, terms = LOSS(nets.student(batch.image), batch.target)
         logits = nets.teacher(batch.strong[0])
         return StepOutput(loss + consistency_mse(logits, nets.teacher(batch.weak).softmax(1)), terms)
@@ -246,7 +246,7 @@ def test_mean_teacher_is_its_formula(name: str) -> None:
     consistency = CONSISTENCY[name](nets.student(batch.strong[0]), nets.teacher(batch.weak).softmax(1))
     for step in (0, 10, 99):
         expected = supervised + 2.0 * compute_rampup(step, 50, "sigmoid") * consistency
-        torch.testing.assert_close(method(nets, batch, Progress(step, 100)).loss, expected)
+        torch.testing.assert_close(method(nets, batch, StepProgress(step, 100)).loss, expected)
 
 
 @pytest.mark.parametrize("name", CONSISTENCY)
@@ -280,7 +280,7 @@ def test_confidence_looks_at_mixed_pseudo_labels() -> None:
 @pytest.mark.parametrize(("rampup_steps", "expected"), [(None, 0.2), (20, 0.5), (0, 1.0), (1000, 0.01)])
 def test_rampup_steps_take_the_place_of_the_ratio(rampup_steps: int | None, expected: float) -> None:
     options = {"rampup": "linear", "rampup_ratio": 0.5, "rampup_steps": rampup_steps}
-    output = make_method("mean_teacher", options, LOSS, 2)(make_nets(), make_batch(), Progress(10, 100))
+    output = make_method("mean_teacher", options, LOSS, 2)(make_nets(), make_batch(), StepProgress(10, 100))
     assert output.terms["consistency_weight"].item() == pytest.approx(expected)
 
 
@@ -354,7 +354,7 @@ def test_fixmatch_is_its_formula(labeler: str, num_classes: int) -> None:
     method = make_method("fixmatch", options, LOSS, num_classes)
     supervised = LOSS(nets.student(batch.image), batch.target)[0].item()
     for step, weight in ((0, 0.0), (5, 0.125), (20, 0.5), (99, 0.5)):  # it rises over the first fifth of the run
-        loss = method(nets, batch, Progress(step, 100)).loss.item()
+        loss = method(nets, batch, StepProgress(step, 100)).loss.item()
         assert loss == pytest.approx(supervised + weight * total / (3 * 12 * 12), rel=1e-5)
 
 
@@ -430,12 +430,14 @@ def test_precision_of_pseudo_labels_is_measured_on_labeled_patches() -> None:
     accepted = (probs.max(1) >= confidence) & known
     right = accepted & (probs.argmax(1) == truth)
     method = make_method("fixmatch", {"confidence": confidence}, LOSS, 2)
-    terms = method(nets, batch, Progress(30, 100)).terms
+    terms = method(nets, batch, StepProgress(30, 100)).terms
     assert terms["labeled_accepted"].item() == pytest.approx(accepted.sum() / known.sum())
     assert terms["labeled_right"].item() == pytest.approx(right.sum() / known.sum())
     assert 0 < right.sum() < accepted.sum()
     measured = [
-        step for step in (0, 1, 9, 10, 11, 29, 31) if "labeled_right" in method(nets, batch, Progress(step, 100)).terms
+        step
+        for step in (0, 1, 9, 10, 11, 29, 31)
+        if "labeled_right" in method(nets, batch, StepProgress(step, 100)).terms
     ]
     assert measured == [0, 10]
 
@@ -444,9 +446,9 @@ def test_where_every_voxel_counts_the_teacher_is_not_asked_about_labeled_patches
     """Mean Teacher by default: a pass of the teacher would be made for nothing in every tenth step."""
     nets, batch, seen = make_nets(), make_batch(), []
     nets.teacher.register_forward_pre_hook(lambda _, images: seen.append(len(images[0])))
-    make_method("mean_teacher", {}, LOSS, 2)(nets, batch, Progress(10, 100))
+    make_method("mean_teacher", {}, LOSS, 2)(nets, batch, StepProgress(10, 100))
     assert seen == [len(batch.weak)]
-    make_method("mean_teacher", {"confidence": 0.5}, LOSS, 2)(nets, batch, Progress(10, 100))
+    make_method("mean_teacher", {"confidence": 0.5}, LOSS, 2)(nets, batch, StepProgress(10, 100))
     assert seen[1:] == [len(batch.weak), len(batch.image)]
 
 

@@ -15,7 +15,7 @@ from ssl_seg.losses import SupervisedLoss
 from ssl_seg.losses.consistency import consistency_mse
 from ssl_seg.methods import METHODS
 from ssl_seg.methods.ad_mt import AlternateDiverseTeaching
-from ssl_seg.methods.base import Nets, NetworkFactory, Progress, StepOutput, Traits
+from ssl_seg.methods.base import Nets, NetworkFactory, StepOutput, StepProgress, Traits
 from ssl_seg.methods.cps import CrossPseudoSupervision
 
 
@@ -34,7 +34,7 @@ class AdaptiveThreshold(nn.Module):
         self.supervised = supervised
         self.register_buffer("threshold", torch.tensor(0.5))
 
-    def forward(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
+    def forward(self, nets: Nets, batch: Batch, progress: StepProgress) -> StepOutput:
         labeled = len(batch.image)
         logits = nets.student(torch.cat([batch.image, batch.strong[0]]))
         loss, _ = self.supervised(logits[:labeled], batch.target, progress.epoch)
@@ -82,7 +82,7 @@ class TwoViews:
     def __init__(self, options: Section, supervised: SupervisedLoss, num_classes: int) -> None:
         self.supervised = supervised
 
-    def __call__(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
+    def __call__(self, nets: Nets, batch: Batch, progress: StepProgress) -> StepOutput:
         image, *views = torch.split(nets.student(torch.cat([batch.image, *batch.strong])), self._sizes(batch))
         loss, _ = self.supervised(image, batch.target, progress.epoch)
         if len(batch.weak):
@@ -111,7 +111,7 @@ class Adversarial(nn.Module):
     def find_plain(self, module: nn.Module) -> nn.Module:
         return module
 
-    def forward(self, nets: Nets, batch: Batch, progress: Progress) -> StepOutput:
+    def forward(self, nets: Nets, batch: Batch, progress: StepProgress) -> StepOutput:
         labeled = len(batch.image)
         logits = nets.student(torch.cat([batch.image, batch.strong[0]]))
         loss, terms = self.supervised(logits[:labeled], batch.target, progress.epoch)

@@ -24,7 +24,7 @@ from ssl_seg.config.schedules import count_plateaus
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.policies import respond_to_plateaus
 from ssl_seg.errors import ConfigError, RunDirError
-from ssl_seg.networks.checkpoint import Checkpoint, TrainingState, load_checkpoint
+from ssl_seg.networks.checkpoint import Checkpoint, RunProgress, load_checkpoint
 from ssl_seg.run.console import Silent
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.final_scores import load_final_scores
@@ -274,7 +274,7 @@ class TestBestCheckpoints:
         return [load_checkpoint(path).progress.step for path in paths if path.is_file()]
 
     def save(self, recorder: Recorder, scores: tuple[float, ...]) -> None:
-        progress = TrainingState(min(2 * (len(scores) - 1), 11), 0, scores[0], scores[1:])
+        progress = RunProgress(min(2 * (len(scores) - 1), 11), 0, scores[0], scores[1:])
         both = make_scores(make_net_score(0.5), make_net_score(0.5))
         recorder.save_best(Checkpoint({}, {}, progress, {}, {}, both, ()))
 

@@ -21,7 +21,7 @@ from ssl_seg.networks.checkpoint import (
     PRETRAINING_FORMAT,
     VERSION,
     Checkpoint,
-    TrainingState,
+    RunProgress,
     load_checkpoint,
     load_parts,
     load_weights,
@@ -38,7 +38,7 @@ def make_checkpoint() -> Checkpoint:
     return Checkpoint(
         student=net.state_dict(),
         teacher=nn.Linear(2, 3).state_dict(),
-        progress=TrainingState(step=5, ema_updates=5, start_score=-math.inf, history=(0.25, 0.5, 0.125)),
+        progress=RunProgress(step=5, ema_updates=5, start_score=-math.inf, history=(0.25, 0.5, 0.125)),
         config={"seed": 3, "data": {"patch_size": [64, 64]}},
         split={"val": ["a"], "fractions": {0.01: ["b"], 1.0: ["b", "c"]}},
         scores=make_scores(make_net_score(0.5, 0.1, None, None), make_net_score(0.4, 0.0, None, None)),
@@ -126,7 +126,7 @@ class TestLoadParts:
 
 
 def test_what_has_been_seen_and_what_had_collapsed_travel(tmp_path: Path) -> None:
-    progress = TrainingState(5, 5, 0.1, (0.2, 0.3), (0, 2))
+    progress = RunProgress(5, 5, 0.1, (0.2, 0.3), (0, 2))
     save_checkpoint(replace(make_checkpoint(), progress=progress, seen_labels=("a1", "b2")), tmp_path / "a.pt")
     loaded = load_checkpoint(tmp_path / "a.pt")
     assert (loaded.progress, loaded.seen_labels) == (progress, ("a1", "b2"))
@@ -143,7 +143,7 @@ def test_what_has_been_seen_and_what_had_collapsed_travel(tmp_path: Path) -> Non
 def test_collapsed_networks_rank_behind_all_others_and_by_score_among_themselves(
     looks: list[tuple[float, bool]],
 ) -> None:
-    progress = TrainingState(start_score=looks[0][0], collapsed=(0,) if looks[0][1] else ())
+    progress = RunProgress(start_score=looks[0][0], collapsed=(0,) if looks[0][1] else ())
     for step, (score, has_collapsed) in enumerate(looks[1:], start=1):
         progress = progress.add_epoch(step, score, has_collapsed=has_collapsed)
     finite = [epoch for epoch, (score, _) in enumerate(looks) if score > -math.inf]
@@ -157,11 +157,11 @@ def test_collapsed_networks_rank_behind_all_others_and_by_score_among_themselves
 
 def test_ranking_of_epochs() -> None:
     nan = -math.inf
-    assert TrainingState(start_score=0.4, history=(0.3, 0.5, nan, 0.5, 0.45)).rank_epochs() == [2, 4, 5, 0, 1]
-    assert TrainingState(start_score=nan, history=(0.3, nan)).rank_epochs() == [1]
-    assert TrainingState(start_score=nan, history=(nan, nan)).rank_epochs() == [0]
-    assert TrainingState(start_score=0.4, history=(0.3, 0.5)).best_score == 0.5
-    assert TrainingState(start_score=0.4, history=(0.3,)).best_score == 0.4
+    assert RunProgress(start_score=0.4, history=(0.3, 0.5, nan, 0.5, 0.45)).rank_epochs() == [2, 4, 5, 0, 1]
+    assert RunProgress(start_score=nan, history=(0.3, nan)).rank_epochs() == [1]
+    assert RunProgress(start_score=nan, history=(nan, nan)).rank_epochs() == [0]
+    assert RunProgress(start_score=0.4, history=(0.3, 0.5)).best_score == 0.5
+    assert RunProgress(start_score=0.4, history=(0.3,)).best_score == 0.4
 
 
 class RunsCode:

@@ -10,7 +10,7 @@ from ssl_seg.config import BootstrapConfig, Config, DataConfig
 from ssl_seg.config.layers import Layer, build_config, flatten, merge_layers, to_plain
 from ssl_seg.data.splits.files import split_to_dict
 from ssl_seg.data.splits.split import Split
-from ssl_seg.networks.checkpoint import Checkpoint, TrainingState
+from ssl_seg.networks.checkpoint import Checkpoint, RunProgress
 from ssl_seg.run.bootstrap import check_parent, describe_doubt, describe_other_input, describe_parent, parent_layer
 
 SETTINGS = {
@@ -55,7 +55,7 @@ def make_parent(
     return Checkpoint(
         student={},
         teacher={},
-        progress=TrainingState(step=90, ema_updates=90, start_score=0.7),
+        progress=RunProgress(step=90, ema_updates=90, start_score=0.7),
         config=to_plain(config),
         split=split_to_dict(split),
         scores=GOOD if scores is None else scores,

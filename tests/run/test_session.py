@@ -15,7 +15,7 @@ from ssl_seg.engine.engine import Engine, Restraint
 from ssl_seg.engine.interventions import Interventions
 from ssl_seg.engine.policies import Policies, PolicyEvent
 from ssl_seg.monitor.monitor import Monitor, Observation
-from ssl_seg.networks.checkpoint import Checkpoint, TrainingState
+from ssl_seg.networks.checkpoint import Checkpoint, RunProgress
 from ssl_seg.run.session import Schedule, Session, Watch, run_loop
 
 
@@ -23,8 +23,8 @@ from ssl_seg.run.session import Schedule, Session, Watch, run_loop
 class Recorder:
     probes: list[int] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
-    saves: list[TrainingState] = field(default_factory=list)
-    offered: list[TrainingState] = field(default_factory=list)
+    saves: list[RunProgress] = field(default_factory=list)
+    offered: list[RunProgress] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     actions: list[tuple[str, int]] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)

@@ -36,7 +36,7 @@ from ssl_seg.errors import (
 )
 from ssl_seg.files import hold_directory
 from ssl_seg.inference.model import config_of
-from ssl_seg.networks.checkpoint import Checkpoint, TrainingState, load_checkpoint, save_checkpoint
+from ssl_seg.networks.checkpoint import Checkpoint, RunProgress, load_checkpoint, save_checkpoint
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
 from ssl_seg.run.console import Silent
 from ssl_seg.run.directory import RunDir
@@ -415,7 +415,7 @@ class TestResume:
         data = tmp_path / "data"
         write_dataset(data, "particles", 8)
         result = train_tiny(tmp_path / "run", data)
-        rewrite(result.run.last, result.run.last, progress=TrainingState(6, 6, 0.0))
+        rewrite(result.run.last, result.run.last, progress=RunProgress(6, 6, 0.0))
         image = load_split(result.run.path / "split.yaml").val[0]
         (data / "images" / f"{image}.png").unlink()
         with pytest.raises(SplitError, match=image):

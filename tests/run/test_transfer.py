@@ -27,8 +27,8 @@ from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.errors import CheckpointError, ConfigError, RefusedError
 from ssl_seg.inference.model import config_of, make_network
 from ssl_seg.methods import METHODS, make_method
-from ssl_seg.methods.base import Progress as StepProgress
-from ssl_seg.networks.checkpoint import Checkpoint, TrainingState, load_checkpoint, save_checkpoint
+from ssl_seg.methods.base import StepProgress
+from ssl_seg.networks.checkpoint import Checkpoint, RunProgress, load_checkpoint, save_checkpoint
 from ssl_seg.networks.parts import PARTS, find_tensors
 from ssl_seg.run.bootstrap import check_parent, choose_net, describe_doubt, parent_layer
 from ssl_seg.run.request import TrainRequest
@@ -60,7 +60,7 @@ def make_parent(*settings: dict[str, Any], better: str = "student", updates: int
     nets = {name: make_net(config, seed).state_dict() for seed, name in ((1, "student"), (2, "teacher"))}
     return Checkpoint(
         **nets,
-        progress=TrainingState(100, updates),
+        progress=RunProgress(100, updates),
         config=to_plain(config),
         split={},
         scores=scores,
