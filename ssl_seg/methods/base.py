@@ -33,7 +33,7 @@ class Nets:
 
 @dataclass(frozen=True)
 class StepProgress:
-    """Where a step is in the run: ``step`` counts from 0 to ``total_steps - 1``; ``epoch`` is steps made / steps of one."""
+    """Place in the run: ``step`` counts from 0 to ``total_steps - 1``; ``epoch`` is steps made / steps per epoch."""
 
     step: int
     total_steps: int
