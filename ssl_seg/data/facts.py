@@ -202,7 +202,7 @@ def read_facts(
             order = f" If the mask has a plane for each class (one-hot, or probabilities), {ONE_INTEGER}."
         raise SizeMismatchError(
             f"{mask.location}: the mask is {format_size(mask.shape[1:])}, its image {format_size(shape)}. "
-            f"They must be of one size.{''.join(f' (The {what}: {note}.)' for what, note in said) or order}"
+            f"They must have the same size.{''.join(f' (The {what}: {note}.)' for what, note in said) or order}"
         )
     doubt = compare_grids(mask.location, mask.geometry, image.location, image.geometry, shape)
     mask_digest, scan = scan_mask(mask, threshold, image if missing else None)

@@ -182,7 +182,7 @@ def open_image(*locations: str, reading: Reading = AS_STORED) -> Stored:
         if part.shape[1:] != first.shape[1:]:
             raise DataError(
                 f"{part.location} has the size {part.shape[1:]}, {first.location} has {first.shape[1:]}. "
-                "The channels of an image must be of one size."
+                "The channels of an image must have the same size."
             )
         compare_grids(part.location, part.geometry, first.location, first.geometry, first.shape[1:])
     return Stored(

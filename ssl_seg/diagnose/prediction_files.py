@@ -229,8 +229,8 @@ def _compare_places(
     """Return the doubt, if any, that two files lie at different places; refuse other shapes and grids."""
     if other != shape:
         raise DataError(
-            f"{prediction}: the prediction is {format_size(shape)}, {path} {format_size(other)}. They must be of one "
-            "size."
+            f"{prediction}: the prediction is {format_size(shape)}, {path} {format_size(other)}. They must have the "
+            "same size."
         )
     ours, theirs = (open_image(str(file), reading=reading).geometry for file in (prediction, path))
     return compare_grids(str(prediction), ours, str(path), theirs, shape)

@@ -279,7 +279,7 @@ def load_weights(net: nn.Module, state: dict[str, Tensor], where: str) -> None:
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unknown:
         example = f"no '{missing[0]}' in the file" if missing else f"'{unknown[0]}' is not in the network"
-        raise CheckpointError(f"{where} holds another network: {example}. Use the same network.name and norm.")
+        raise CheckpointError(f"{where} holds a different network: {example}. Use the same network.name and norm.")
     for name, value in own.items():
         if value.shape != state[name].shape:
             raise CheckpointError(

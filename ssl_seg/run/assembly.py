@@ -162,8 +162,8 @@ def _describe_share(source: PatchSource, wanted: float) -> str:
     if abs(mean - wanted) > SHARE_TOLERANCE:
         return f"data: WARNING {describe_missed_share(wanted, mean)}"
     return (
-        f"data: batch.foreground_share = {wanted:g}: the first {len(found)} batches hold {mean:.1%} of foreground, "
-        f"each {min(found):.1%} to {max(found):.1%}"
+        f"data: batch.foreground_share = {wanted:g}: the first {len(found)} batches hold {mean:.1%} foreground, each "
+        f"{min(found):.1%} to {max(found):.1%}"
     )
 
 

@@ -161,7 +161,7 @@ def _check_margin(parent: Checkpoint, net: str, options: BootstrapConfig) -> lis
     if options.gate == "margin":
         return []
     if score.get("margin_low") is None:
-        why = score.get("margin_why") or "its run did not come to an end: finish it with --resume"
+        why = score.get("margin_why") or "its run has not finished: finish it with --resume"
         return [
             f"the interval of the margin of its {name} is not known ({why}), and bootstrap.gate = interval asks "
             "for one. Use bootstrap.gate = margin, or more validation cases"

@@ -59,7 +59,7 @@ def describe_interrupt(run: RunDir, command: str) -> str:
     if run.last.is_file():
         content = read_content(run.last, lazy=True)
         step = content.get("progress", content)["step"]
-        return f"interrupted; saved is step {step}; continue with: {command} --resume {here}"
+        return f"interrupted; step {step} is saved; continue with: {command} --resume {here}"
     return (
         f"interrupted before anything was saved: {run.path} cannot be resumed. Give the same command again with "
         f"--out {free}, or after removing that folder: rm -r {here}"

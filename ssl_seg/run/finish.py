@@ -97,7 +97,7 @@ def _write_average(session: Session, prepared: BegunRun, console: Console) -> No
     if average is None:
         return
     if average.count == 0:
-        console.note("policy: no weights were averaged, the run ended before policies.swa.start_epoch")
+        console.note("policy: no weights were averaged: the run ended before policies.swa.start_epoch")
         return
     if has_batch_norm(average.net):
         workers = count_given_workers(prepared.config.runtime)
@@ -134,7 +134,9 @@ def _score_run(
         track = console.track("trying longer windows on whole validation cases")
         factor, known = choose_factor(models["best"], store, val, select, track)
         if factor > 1:
-            console.note(f"windows: up to {factor} patches long from now on, as validation is scored no worse in them")
+            console.note(
+                f"windows: up to {factor} patches long from now on, since validation scores are no lower with them"
+            )
         track = console.track("scoring the networks on whole validation cases")
         final = score_networks(models, store, val, step, select, track, factor, known)
         for source, model in reversed(models.items()):  # best.pt last: choose_factor asks it which network is better

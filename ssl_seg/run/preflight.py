@@ -49,7 +49,7 @@ def check_with_data(resolved: Resolved, note: Callable[[str], None]) -> tuple[Fi
     _check_spacing(config.data, catalog)
     _check_mixing(config)
     if not split.val:
-        raise SplitError("the split has no validation cases: nothing could be watched; make a new split")
+        raise SplitError("the split has no validation cases, so the run could not be monitored: make a new split")
     if config.data.unlabeled is not None and not any(case_id.startswith(EXTRA) for case_id in split.unlabeled):
         raise SplitError(
             f"data.unlabeled = {config.data.unlabeled}: the split holds none of these images. Make another one with "

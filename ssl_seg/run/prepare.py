@@ -222,8 +222,8 @@ def reopen_run(
     run = open_run_dir(request.resume)
     if not run.last.is_file():
         raise RunDirError(
-            f"{run.path} holds no checkpoint to resume from: remove the folder and give the command that began it "
-            "again, or give it with another --out"
+            f"{run.path} holds no checkpoint to resume from: remove the folder and run the original command again, or "
+            "run it with another --out"
         )
     hold(run.path)
     checkpoint = load_checkpoint(run.last)

@@ -122,9 +122,9 @@ def check_same_content(run: RunDir, split: Split, catalog: Catalog, old_root: st
         if facts is None:
             differ.append(f"'{case_id}' is missing")
         elif facts.content[:IMAGE_DIGITS] != content[:IMAGE_DIGITS]:
-            differ.append(f"'{case_id}' is another image")
+            differ.append(f"'{case_id}' is a different image")
         elif facts.content != content:
-            differ.append(f"'{case_id}' has another mask")
+            differ.append(f"'{case_id}' has a different mask")
     if differ:
         listed = "\n".join(f"- {text}" for text in differ[:_SHOWN])
         more = f"\n... and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""

@@ -135,12 +135,10 @@ def open_sealed(
     with_splits = [home for home in ledger.splits if _write_opening(home, record)] if not with_data else []
     with_runs = [path for path in ledger.checkpoints if _append_event(path, record)]
     if not (with_data or with_splits or with_runs):
-        note(
-            "the opening of sealed cases is written down nowhere: neither the data folder nor the run can be written to"
-        )
+        note("the opening of sealed cases cannot be recorded: neither the data folder nor the run can be written to")
     elif ledger.data and not with_data:
         place = "beside the split file" if with_splits else "in the run"
-        note(f"{ledger.data[0]} cannot be written to: the opening of sealed cases is written down {place} only")
+        note(f"{ledger.data[0]} cannot be written to: the opening of sealed cases is recorded only {place}")
     return len(find_openings(opened, ledger) | {str(record["opening"])})
 
 

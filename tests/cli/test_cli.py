@@ -125,7 +125,7 @@ class TestTrain:
             patch.setattr(training, "finish_run", interrupt)
             code, stdout, _ = cli("train", "--config", tiny_config, "--out", f"{out}-3")
         assert code == 130
-        assert f"saved is step 12; continue with: ssl-seg train --resume '{out}-3'" in stdout
+        assert f"step 12 is saved; continue with: ssl-seg train --resume '{out}-3'" in stdout
 
     def test_bootstrap_refusal_is_exit_code_3(self, cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
         """The tiny run has trained for 12 steps: not above trivial."""

@@ -140,5 +140,5 @@ def test_many_alike_pairs_are_all_counted(kept: int) -> None:
     copies = find_copies(facts, groups)
     assert {(p.first, p.second) for p in copies.pairs} == {(f"{n:03d}a", f"{n:03d}b") for n in range(kept)}
     finding = found(facts, groups)["alike_images"]
-    assert finding.message.startswith(f"{kept} pair(s) of images are much alike")
+    assert finding.message.startswith(f"{kept} pair(s) of images are very similar")
     assert f"; ... ({kept - 3} more)" in finding.message

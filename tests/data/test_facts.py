@@ -151,7 +151,7 @@ class TestMasks:
             SizeMismatchError, match=r"If only a part of the image is labeled, .*data\.ignore_value=255"
         ):
             facts_of(tmp_path, np.zeros((4, 6), np.uint8), np.zeros((4, 5), np.uint8))
-        with pytest.raises(SizeMismatchError, match=r"of one size\.$"):
+        with pytest.raises(SizeMismatchError, match=r"the same size\.$"):
             facts_of(tmp_path, np.zeros((4, 6), np.uint8), np.zeros((5, 5), np.uint8))
         assert issubclass(SizeMismatchError, DataError)
 

@@ -414,7 +414,9 @@ def test_a_mask_drawn_on_the_stored_pixels_is_explained(tmp_path: Path) -> None:
     exif[274] = 6
     Image.fromarray(PLANES[0]).save(tmp_path / "images" / "a.jpg", exif=exif)
     Image.fromarray(PLANES[0] // 200).save(tmp_path / "masks" / "a.png")
-    with pytest.raises(DataError, match=r"20 x 24, its image 24 x 20.*one size. \(The image: it is turned upright"):
+    with pytest.raises(
+        DataError, match=r"20 x 24, its image 24 x 20.*the same size. \(The image: it is turned upright"
+    ):
         open_catalog(str(tmp_path))
 
 

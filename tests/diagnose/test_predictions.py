@@ -426,7 +426,7 @@ def test_predictions_and_masks_are_compared_where_they_lie(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("shape", "affine", "said"),
-    [((8, 9, 10), np.diag([1.0, 1, 3, 1]), "different grids"), ((8, 9, 11), np.eye(4), "They must be of one size")],
+    [((8, 9, 10), np.diag([1.0, 1, 3, 1]), "different grids"), ((8, 9, 11), np.eye(4), "They must have the same size")],
     ids=["grid", "size"],
 )
 @pytest.mark.parametrize("names", [("c", "c_prob"), ("c_prob1", "c_prob2")])

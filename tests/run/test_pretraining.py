@@ -142,7 +142,7 @@ def test_killed_and_resumed_it_ends_with_equal_bits(
             "look",
             r"interrupted before anything was saved: .* --out .*run-2, .* rm -r .*run",
         ),
-        ("_make_step", r"interrupted; saved is step 0; continue with: ssl-seg pretrain --resume .*run"),
+        ("_make_step", r"interrupted; step 0 is saved; continue with: ssl-seg pretrain --resume .*run"),
     ],
 )
 def test_an_interrupt_between_two_steps_says_how_to_go_on(

@@ -218,7 +218,11 @@ class TestMovedData:
             self.resume(begun, new)
         text = str(raised.value)
         assert f"3 of {len(split['content'])} cases differ" in text
-        for case, what in ((known[0], "is missing"), (known[1], "is another image"), (known[3], "has another mask")):
+        for case, what in (
+            (known[0], "is missing"),
+            (known[1], "is a different image"),
+            (known[3], "has a different mask"),
+        ):
             assert f"'{case}' {what}" in text
         assert {p: p.read_bytes() for p in begun.rglob("*") if p.is_file()} == before
 

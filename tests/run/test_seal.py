@@ -132,7 +132,7 @@ class TestEvaluate:
         notes: list[str] = []
         request = EvaluateRequest(run / "checkpoints" / "best.pt", part="test", which="student")
         assert evaluate(request, note=notes.append)["test_openings"] == 1
-        assert "written down nowhere" in notes[-1]
+        assert "cannot be recorded" in notes[-1]
 
 
 def events_order(events: Sequence[dict[str, Any]]) -> Any:
@@ -224,7 +224,7 @@ class TestLedger:
     def test_without_a_place_it_says_so(self) -> None:
         notes: list[str] = []
         assert open_sealed(SEALED, Ledger(), by="test", note=notes.append) == 1
-        assert "written down nowhere" in notes[0]
+        assert "cannot be recorded" in notes[0]
 
 
 class TestSealed:

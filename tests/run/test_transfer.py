@@ -122,7 +122,7 @@ class TestStudent:
 
     def test_another_network_is_refused_also_in_part(self) -> None:
         parent = make_parent({"network": {"name": "basic_unet"}})
-        with pytest.raises(CheckpointError, match=r"parent\.pt holds another network"):
+        with pytest.raises(CheckpointError, match=r"parent\.pt holds a different network"):
             self.load(make_config(parts="encoder"), parent)
         with pytest.raises(CheckpointError, match="does not fit"):
             self.load(make_config(reset_head=True), make_parent({"network": {"features": 8}}))

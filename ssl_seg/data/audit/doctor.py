@@ -139,7 +139,7 @@ def check_copies(copies: Likeness, facts: Mapping[str, CaseFacts], groups: Mappi
             "duplicate_image",
             "warn",
             others,
-            "are exact copies and weigh double. Remove the copies; a split keeps them in one part.",
+            "are exact copies and count twice. Remove the copies; a split keeps them in one part.",
         ),
         (
             "near_duplicate_across_groups",
@@ -165,7 +165,8 @@ def check_copies(copies: Likeness, facts: Mapping[str, CaseFacts], groups: Mappi
     pairs = (f"{p.first} ~ {p.second} {p.likeness:.2f}" for p in copies.pairs)
     shown = name_examples(pairs, _SHOWN, between="; ", total=len(copies.pairs))
     message = (
-        f"{len(copies.pairs)} pair(s) of images are much alike: {shown}. If they show one patient or one place twice, "
+        f"{len(copies.pairs)} pair(s) of images are very similar: {shown}. If they show one patient or one place "
+        "twice, "
         "give them one group in groups.csv."
     )
     yield from report("alike_images", "info", message, name_ends((p.first, p.second) for p in copies.pairs))
