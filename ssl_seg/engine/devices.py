@@ -107,6 +107,14 @@ def any_process(fabric: Fabric, flag: bool) -> bool:
     return bool(torch.as_tensor(votes) > 0)
 
 
+def gather_from_processes(fabric: Fabric, value: T) -> list[T]:
+    """Return the value of each process, by rank; all of them have to ask."""
+    found = [value] * fabric.world_size
+    if fabric.world_size > 1:
+        torch.distributed.all_gather_object(found, value)
+    return found
+
+
 def average_over_processes(fabric: Fabric, tensors: Sequence[Tensor]) -> None:
     """Set floats to their means over the processes, all tensors of one type at once; all processes have to ask."""
     if fabric.world_size == 1:

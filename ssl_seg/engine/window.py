@@ -8,8 +8,10 @@ from collections import Counter
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor
 
+from ssl_seg.engine.devices import gather_from_processes
 from ssl_seg.engine.engine import StepRecord
 
 ZERO_LOSS = 1e-6
@@ -54,14 +56,20 @@ class StepSums:
         was, self.alarmed = self.alarmed, not math.isfinite(mean) or abs(mean) < ZERO_LOSS
         return self.alarmed and not was
 
-    def compute_means(self) -> dict[str, float]:
-        """Return the mean of each figure over the steps that had it, ``batch_f1``, RATIOS, ``steps``; {} at first."""
+    def compute_means(self, fabric: Fabric | None = None) -> dict[str, float]:
+        """Return the mean of each figure over the steps that had it, ``batch_f1``, RATIOS, ``steps``; {} at first.
+
+        The steps are those of all processes of a Fabric, which all have to ask; else those of this one.
+        """
         if self.steps == 0:
             return {}
-        # A term of a loss phase may be there in some of the steps only.
-        counts = torch.tensor([self.counts[name] for name in self.sums])
-        values = (torch.stack([total.cpu() for total in self.sums.values()]) / counts).tolist()
-        means = dict(zip(self.sums, values, strict=True)) | {"steps": float(self.steps)}
+        own = (self._read(), self.counts)
+        found = [own] if fabric is None else gather_from_processes(fabric, own)
+        means: dict[str, float] = {}
+        for name in dict.fromkeys(name for sums, _ in found for name in sums):
+            # A term of a loss phase may be there in some of the steps only.
+            means[name] = sum(sums.get(name, 0.0) for sums, _ in found) / sum(counts[name] for _, counts in found)
+        means["steps"] = float(self.steps)
         both = means.pop("prevalence_both", None)
         if both is not None:
             predicted_or_true = means["prevalence_pred"] + means["prevalence_true"]
@@ -81,9 +89,16 @@ class StepSums:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, as plain types; float32 sums pass through float unchanged."""
-        sums = {name: float(total) for name, total in self.sums.items()}
         read = {"read_steps": self.read_steps, "read_loss": self.read_loss}
-        return {"sums": sums, "counts": dict(self.counts), "steps": self.steps, "alarmed": self.alarmed, **read}
+        return {"sums": self._read(), "counts": dict(self.counts), "steps": self.steps, "alarmed": self.alarmed, **read}
+
+    def _read(self) -> dict[str, float]:
+        """Return the sums; one wait for each device that they are on (what is no result of the step is on the CPU)."""
+        found: dict[str, float] = {}
+        for device in {total.device for total in self.sums.values()}:
+            here = {name: total for name, total in self.sums.items() if total.device == device}
+            found |= zip(here, torch.stack(list(here.values())).tolist(), strict=True)
+        return {name: found[name] for name in self.sums}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Continue from the state in a checkpoint."""

@@ -75,7 +75,10 @@ class LoopResult:
 
 
 class Watch:
-    """Looks at the networks, and remembers: the means over the steps since the last look, and the looks before."""
+    """Looks at the networks, and remembers: the means over the steps since the last look, and the looks before.
+
+    A checkpoint has the sums of the first process; all go on from them.
+    """
 
     def __init__(self, engine: Engine, monitor: Monitor, schedule: Schedule) -> None:
         self.engine, self.monitor, self.schedule = engine, monitor, schedule
@@ -98,7 +101,7 @@ class Watch:
 
     def look(self, step: int) -> tuple[Observation, dict[str, Any]]:
         """Look at the networks; return what is found, and the record of it and of the steps since the last look."""
-        means = self.window.compute_means()
+        means = self.window.compute_means(self.engine.fabric)
         observation = self._observe(step, means, self.memory.trend)
         self.memory = replace(self.memory, trend=observation.trend, training=means)
         record = observation.to_record() | self.window.to_record(means)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from conftest import train_tiny
 from interruption import stop_after
 from test_engine import make_batch, make_engine
 from test_policy_runs import assert_equal, load_state, train_killed
+from torch import Tensor
 
 from ssl_seg.data.loader import PatchSource
 from ssl_seg.data.open import shift_foreground_share
@@ -273,6 +276,35 @@ class TestWindow:
         assert means["batch_f1"] == pytest.approx(2 * 0.2 / 0.75)
         assert "prevalence_both" not in means
         assert StepSums().compute_means() == {}
+
+    def test_means_are_over_the_steps_of_all_processes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Another process has larger losses, and a term that this one has not."""
+
+        def gather(found: list[Any], own: tuple[dict[str, float], Counter[str]]) -> None:
+            sums, counts = own
+            found[:] = [own, ({**sums, "loss": 30.0, "other": 4.0}, Counter({**counts, "other": 2}))]
+
+        monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+        window = StepSums()
+        self.add(window, [1.0, 2.0, 6.0])
+        means = window.compute_means(SimpleNamespace(world_size=2))  # type: ignore[arg-type]
+        assert (means["loss"], means["other"], means["steps"], means["grad_norm"]) == (6.5, 2.0, 3.0, 3.0)
+        assert means["batch_f1"] == pytest.approx(2 * 0.2 / 0.75)
+        assert window.compute_means(SimpleNamespace(world_size=1))["loss"] == 3.0  # type: ignore[arg-type]
+
+    def test_the_device_is_waited_for_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        window, waits = StepSums(), list[str]()
+        self.add(window, [1.0, 2.0])
+
+        def count(name: str) -> None:
+            read = getattr(Tensor, name)
+            monkeypatch.setattr(Tensor, name, lambda *args: (waits.append(name), read(*args))[1])
+
+        for name in ("tolist", "item", "cpu", "__float__", "__bool__"):
+            count(name)
+        window.compute_means()
+        window.state_dict()
+        assert waits == ["tolist", "tolist"]
 
     def test_what_is_known_of_accepted_pseudo_labels_is_weighted_by_their_number(self) -> None:
         window = StepSums()

@@ -448,7 +448,7 @@ def digest(net):
 verdict = captured["state"].observation.verdict
 line = {"student": digest(engine.student), "teacher": digest(engine.teacher.net), "verdict": verdict.to_record(),
         "average": [float(p.double().sum()) for p in average.net.parameters()], "count": average.count,
-        "history": captured["state"].progress.history}
+        "history": captured["state"].progress.history, "training": captured["session"].watch.memory.training}
 Path(sys.argv[3], f"rank{engine.fabric.global_rank}.json").write_text(json.dumps(line))
 """
     settings = {
