@@ -14,6 +14,7 @@ from ssl_seg.cli.console import begin, end_interrupted, show
 from ssl_seg.errors import quote
 
 if TYPE_CHECKING:
+    from ssl_seg.run.request import TrainRequest
     from ssl_seg.run.training import TrainResult
 
 
@@ -72,16 +73,13 @@ def train(
 
     Without --config the run is planned from the data, and the plan is saved as RUN/config.yaml.
     """
-    given = dict(locals())
-    from ssl_seg.cli.paths import take_one_checkpoint
-    from ssl_seg.cli.settings import check_paths, make_layers
+    given = dict(locals())  # all options: those of a run become settings
+    from ssl_seg.cli.settings import make_layers
     from ssl_seg.cli.train_folds import check_folds, run_folds
     from ssl_seg.engine.pace import check_length
-    from ssl_seg.errors import ConfigError
     from ssl_seg.results.folds import FOLDS
     from ssl_seg.run.request import TrainRequest
     from ssl_seg.run.sinks import check_sinks
-    from ssl_seg.studies.checkpoints import check_resumed
 
     number = int(fold) if fold is not None and fold.isdecimal() else None
     layers = make_layers(config, given | {"fold": number}, set_)
@@ -101,24 +99,21 @@ def train(
     check_folds(folds, fold, request.settings, split=split, bootstrap=bootstrap, resume=resume)
     if rounds:
         run_rounds(rounds, config, given, set_)
-        return
-    if fold == "all" or (resume is not None and FOLDS.is_in(resume)):
-        if log:
-            raise ConfigError(
-                "--log works with a single training only: ssl-seg export-log writes the records of each fold afterwards"
-            )
-        if profile:
-            raise ConfigError("--profile works with a single training only: give one --fold")
-        if bootstrap is not None:
-            raise ConfigError("--resume continues a cross-validation with its own settings: leave out --bootstrap")
-        check_paths(request.settings)
-        if out is not None:
-            FOLDS.check_free(out)
-        run_folds(layers, out, resume, epochs, minutes, begin(given))
-        return
-    if resume is not None:
-        check_resumed(resume)
-    check_paths(request.settings, out=out, resume=resume)
+    elif fold == "all" or (resume is not None and FOLDS.is_in(resume)):
+        run_folds(request, bootstrap, given)
+    else:
+        _run_once(request, bootstrap, given)
+
+
+def _run_once(request: TrainRequest, bootstrap: Path | None, given: Mapping[str, Any]) -> None:
+    """Train one run, or continue it, and print its scores; the exit code says how it ended."""
+    from ssl_seg.cli.paths import take_one_checkpoint
+    from ssl_seg.cli.settings import check_paths
+    from ssl_seg.studies.checkpoints import check_resumed
+
+    if request.resume is not None:
+        check_resumed(request.resume)
+    check_paths(request.settings, out=request.out, resume=request.resume)
     parent = None if bootstrap is None else take_one_checkpoint(bootstrap)
     console = begin(given)
     from ssl_seg.report.run_report import RunningPage, write_when_trained

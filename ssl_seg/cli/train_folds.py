@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ssl_seg.cli.console import end_interrupted, show
+from ssl_seg.cli.console import begin, end_interrupted, show
 from ssl_seg.errors import quote
 
 if TYPE_CHECKING:
-    from ssl_seg.config.layers import Layer, Settings
+    from ssl_seg.config.layers import Settings
     from ssl_seg.results.folds import CrossValidation
-    from ssl_seg.run.console import Console
+    from ssl_seg.run.request import TrainRequest
 
 
 def check_folds(
@@ -55,20 +56,38 @@ def check_folds(
         raise ConfigError(f"--fold {fold}: the {count} folds are 0 to {count - 1}, or all")
 
 
-def run_folds(
-    layers: tuple[Layer, ...],
-    out: Path | None,
-    resume: Path | None,
-    epochs: int | None,
-    minutes: float | None,
-    console: Console,
-) -> None:
-    """Train the folds, or continue them, and print the table; the exit code says how it ended."""
+def run_folds(asked: TrainRequest, bootstrap: Path | None, given: Mapping[str, Any]) -> None:
+    """Train the folds, or continue them, and print the table; the exit code says how it ended.
+
+    Args:
+        asked: what a single run would be asked for.
+        bootstrap: value of ``--bootstrap``.
+        given: parameters of ``ssl-seg train``.
+
+    Raises:
+        ConfigError: for an option that is of a single run.
+    """
+    from ssl_seg.cli.settings import check_paths
     from ssl_seg.engine.machine import is_main_process
+    from ssl_seg.errors import ConfigError
+    from ssl_seg.results.folds import FOLDS
+
+    if asked.log:
+        raise ConfigError(
+            "--log works with a single training only: ssl-seg export-log writes the records of each fold afterwards"
+        )
+    if asked.profile:
+        raise ConfigError("--profile works with a single training only: give one --fold")
+    if bootstrap is not None:
+        raise ConfigError("--resume continues a cross-validation with its own settings: leave out --bootstrap")
+    check_paths(asked.settings)
+    if asked.out is not None:
+        FOLDS.check_free(asked.out)
+    console = begin(given)
     from ssl_seg.report.run_report import make_pages_of_study
     from ssl_seg.studies.cross_validation import CrossValidationRequest, cross_validate
 
-    request = CrossValidationRequest(layers, out, resume, epochs, minutes)
+    request = CrossValidationRequest(asked.layers, asked.out, asked.resume, asked.epochs, asked.minutes)
     result = cross_validate(request, console, make_pages_of_study(console.note))
     if not is_main_process():
         return
