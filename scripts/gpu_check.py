@@ -6,7 +6,8 @@ Parts, in this order; ``--parts`` chooses some:
 
   tests      ``pytest -m gpu``: no step waits for the device, results are those of the CPU, interrupted runs go on
   steps      milliseconds of a step of every method and network on a batch that is there, against a bare loop, with
-             batches made in between, and with those of as many loader processes as are planned; peak memory
+             batches made in between, and with those of as many loader processes as are planned; peak memory; on a GPU,
+             in the JSON, also with cuDNN's own choice by time, and with an AdamW that is not fused
   emps       ``ssl-seg ablate emps_methods``: all methods, with several trainings on the GPU at a time
   changes    ``ssl-seg ablate emps_fixmatch``: what FixMatch depends on, one change at a time
   la         ``ssl-seg ablate la_methods``: left atrium, 8 of 80 labels, last checkpoints
@@ -41,7 +42,7 @@ import yaml
 from benchmark_step import make_bare_step, record_passes
 from rich.console import Console
 from rich.table import Table
-from trainings import assemble
+from trainings import Assembled, assemble
 
 from ssl_seg.config.layers import Layer, merge_layers, nest
 from ssl_seg.data.loader import make_loader
@@ -138,7 +139,28 @@ def measure(name: str, data: str, settings: Settings, *, small: bool) -> Row:
         times["bare"] += time_steps(lambda n: void(bare(n)), device, 1, steps)
         times["own"] += time_steps(lambda n: void(trial.engine.step(batches[n % 4], n, 1e-4)), device, 1, steps)
     row["to_bare"] = statistics.median(own / b for own, b in zip(times["own"], times["bare"], strict=True))
+    if device.type == "cuda":
+        row |= time_alternatives(
+            lambda n: void(trial.engine.step(batches[n % 4], n, 1e-4)), trial, device, blocks, steps
+        )
     return row
+
+
+def time_alternatives(
+    step: Callable[[int], None], trial: Assembled, device: torch.device, blocks: int, steps: int
+) -> dict[str, float]:
+    """Return milliseconds of a step where cuDNN times its algorithms and takes the fastest one, and where AdamW is not
+    fused; the second comes last, since the optimizer stays so."""
+    torch.backends.cudnn.benchmark = True
+    timed = time_steps(step, device, blocks, steps)
+    torch.backends.cudnn.benchmark = False
+    optimizer = trial.engine.optimizer
+    for group in optimizer.param_groups:
+        group["fused"] = None
+        for state in (optimizer.state[weight] for weight in group["params"] if "step" in optimizer.state[weight]):
+            state["step"] = state["step"].cpu()
+    apart = time_steps(step, device, blocks, steps)
+    return {"cudnn_benchmark_ms": statistics.median(timed), "unfused_ms": statistics.median(apart)}
 
 
 def void(_: object) -> None:

@@ -11,6 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from test_methods import LOSS, make_batch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from ssl_seg.config import EMAConfig, GradientNoiseConfig, OptimConfig, RuntimeConfig
 from ssl_seg.config.schedules import make_ema_schedule
@@ -298,6 +299,18 @@ class TestDevices:
         for accelerator in ("cuda", "mps"):
             with pytest.raises(ConfigError, match=f"{accelerator}: this machine has no such device"):
                 make_fabric(RuntimeConfig(accelerator=accelerator))
+
+
+def test_weights_on_a_gpu_are_updated_by_one_kernel() -> None:
+    """The weights stand for those of a GPU: they have a device and no memory."""
+    nets = []
+    for device in ("cuda", "cpu"):
+        nets.append(nn.Linear(2, 2))
+        with FakeTensorMode():
+            nets[-1].weight, nets[-1].bias = (nn.Parameter(torch.empty(size, device=device)) for size in ((2, 2), (2,)))
+    on_gpu, on_cpu = (make_optimizer(net, OptimConfig(name="adamw")) for net in nets)
+    assert [group["fused"] for group in on_gpu.param_groups] == [True, True]
+    assert [group["fused"] for group in on_cpu.param_groups] == [None, None]
 
 
 def test_optimizers_leave_norm_and_bias_undecayed() -> None:
