@@ -23,7 +23,7 @@ import ssl_seg.run.training
 from lab import injections
 from lab.runs import Nested, read_run, run_training, write_particles, write_sheets
 from ssl_seg.config.layers import Layer
-from ssl_seg.engine.window import StepSums
+from ssl_seg.engine.step_sums import StepSums
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.session import LoopResult, Session

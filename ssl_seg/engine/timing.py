@@ -22,7 +22,7 @@ from ssl_seg.data.store import CaseStore
 from ssl_seg.engine.devices import synchronize
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.pace import Pace
-from ssl_seg.engine.window import StepSums
+from ssl_seg.engine.step_sums import StepSums
 from ssl_seg.files import write_text
 from ssl_seg.inference.sliding import OVERLAP, Predictor
 from ssl_seg.inference.stitching import place_windows

@@ -18,7 +18,7 @@ from ssl_seg.engine.devices import any_process, measure_peak_memory
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.interventions import Interventions
 from ssl_seg.engine.policies import Policies, find_phase
-from ssl_seg.engine.window import StepSums
+from ssl_seg.engine.step_sums import StepSums
 from ssl_seg.losses import SupervisedLoss, make_supervised_loss
 from ssl_seg.monitor.evidence import Figures
 from ssl_seg.monitor.memory import Memory, read_memory
@@ -82,30 +82,30 @@ class Watch:
 
     def __init__(self, engine: Engine, monitor: Monitor, schedule: Schedule) -> None:
         self.engine, self.monitor, self.schedule = engine, monitor, schedule
-        self.memory, self.window = Memory(), StepSums()
+        self.memory, self.sums = Memory(), StepSums()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        return self.memory.to_plain() | {"window": self.window.state_dict()}
+        return self.memory.to_plain() | {"window": self.sums.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from the state in a checkpoint."""
         self.memory = read_memory(state)
-        self.window.load_state_dict(state["window"], self.engine.fabric.device)
+        self.sums.load_state_dict(state["window"], self.engine.fabric.device)
 
     def is_due(self, step: int) -> bool:
         """Return whether to look after ``step`` updates: planned, called for by the recovery, or by the loss."""
         if self.schedule.probes(step) or step == self.memory.recovery.next_look:
             return True
-        return step % self.schedule.check_steps == 0 and any_process(self.engine.fabric, self.window.raises_alarm())
+        return step % self.schedule.check_steps == 0 and any_process(self.engine.fabric, self.sums.raises_alarm())
 
     def look(self, step: int) -> tuple[Observation, dict[str, Any]]:
         """Look at the networks; return what is found, and the record of it and of the steps since the last look."""
-        means = self.window.compute_means(self.engine.fabric)
+        means = self.sums.compute_means(self.engine.fabric)
         observation = self._observe(step, means, self.memory.trend)
         self.memory = replace(self.memory, trend=observation.trend, training=means)
-        record = observation.to_record() | self.window.to_record(means)
-        self.window.start()
+        record = observation.to_record() | self.sums.to_record(means)
+        self.sums.start()
         return observation, record
 
     def look_again(self, step: int) -> Observation:
@@ -259,7 +259,7 @@ def run_loop(session: Session, stop_requested: Callable[[int], bool]) -> LoopRes
         factor = interventions.scale_lr(recovery, step, multiplier)
         lr = factor * session.lr_at(step, session.progress.ranking_scores[1:])
         record = engine.step(next(batches).to(device), step, lr, interventions.restrain(recovery, step))
-        watch.window.add(record, factor)
+        watch.sums.add(record, factor)
         step += 1
         recorder.advance(step)
         if step in schedule.snapshots:

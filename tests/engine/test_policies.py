@@ -482,7 +482,7 @@ class TestWeightAverage:
 
 def test_a_term_of_a_phase_is_the_mean_over_its_own_steps() -> None:
     from ssl_seg.engine.engine import StepRecord
-    from ssl_seg.engine.window import StepSums
+    from ssl_seg.engine.step_sums import StepSums
 
     window = StepSums()
     for step in range(4):

@@ -21,7 +21,7 @@ from ssl_seg.data.loader import PatchSource
 from ssl_seg.data.open import shift_foreground_share
 from ssl_seg.engine.engine import Restraint, StepRecord
 from ssl_seg.engine.interventions import Interventions
-from ssl_seg.engine.window import StepSums
+from ssl_seg.engine.step_sums import StepSums
 from ssl_seg.errors import RunDirError
 from ssl_seg.monitor.findings import RuleFinding, Verdict
 from ssl_seg.monitor.monitor import Monitor, Observation
