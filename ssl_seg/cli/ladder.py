@@ -54,6 +54,7 @@ def ladder(
         bool, typer.Option("--force", help="Continue even if the gate refuses a rung, or one has collapsed.")
     ] = False,
     allow_split: o.AllowSplit = False,
+    accelerator: o.TrainAccelerator = None,
     devices: o.Devices = None,
     num_nodes: o.NumNodes = None,
     set_: o.Set = None,

@@ -213,6 +213,7 @@ RunSeed = Annotated[int | None, typer.Option(help="Seed of the training; the spl
 AllowSplit = Annotated[
     bool, typer.Option("--allow-split", help="Train even though the split check finds a fault; the run records it.")
 ]
+TrainAccelerator = Annotated[DeviceKind | None, typer.Option(help="Where to compute.", show_default="auto")]
 Devices = Annotated[int | None, typer.Option(help="Processes on this node, one device each.")]
 NumNodes = Annotated[int | None, typer.Option(help="Number of nodes, when started by torchrun or SLURM.")]
 Set = Annotated[

@@ -31,6 +31,7 @@ def pretrain(
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue the pre-training in this directory.")] = None,
     allow_split: o.AllowSplit = False,
+    accelerator: o.TrainAccelerator = None,
     set_: o.Set = None,
     no_live: o.NoLive = False,
     quiet: o.Quiet = False,

@@ -55,6 +55,7 @@ def train(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Start from a parent that the gate refuses.")] = False,
     allow_split: o.AllowSplit = False,
+    accelerator: o.TrainAccelerator = None,
     devices: o.Devices = None,
     num_nodes: o.NumNodes = None,
     set_: o.Set = None,

@@ -16,12 +16,13 @@ from ssl_seg.cli.unused_options import IDLE, find_unused, name_option
 ALONE = {
     "demo": "out steps",
     "pretrain": "config data layout groups unlabeled split network encoder encoder-weights steps "
-    "lr batch-size seed out resume allow-split set quiet",
+    "lr batch-size seed out resume allow-split accelerator set quiet",
     "train": "config data layout groups unlabeled split labels folds method task network encoder encoder-weights "
-    "pretrained steps epochs minutes lr batch-size seed rounds out bootstrap resume allow-split devices num-nodes set "
-    "quiet",
+    "pretrained steps epochs minutes lr batch-size seed rounds out bootstrap resume allow-split accelerator devices num-nodes "
+    "set quiet",
     "ladder": "labels config data layout groups unlabeled split method network encoder encoder-weights pretrained "
-    "steps epochs minutes lr batch-size seed gate rounds out resume force allow-split devices num-nodes set quiet",
+    "steps epochs minutes lr batch-size seed gate rounds out resume force allow-split accelerator devices "
+    "num-nodes set quiet",
     "ablate": "data labels steps part metric seeds set out dry-run",
     "evaluate": "data split test all ensemble which overlap threshold set accelerator figure csv json markdown",
     "calibrate": "for data which clean overlap accelerator figure json",
