@@ -18,8 +18,8 @@ ALONE = {
     "pretrain": "config data layout groups unlabeled split network encoder encoder-weights steps "
     "lr batch-size seed out resume allow-split accelerator set quiet",
     "train": "config data layout groups unlabeled split labels folds method task network encoder encoder-weights "
-    "pretrained steps epochs minutes lr batch-size seed rounds out bootstrap resume allow-split accelerator devices num-nodes "
-    "set quiet",
+    "pretrained steps epochs minutes lr batch-size seed rounds out bootstrap resume allow-split accelerator devices "
+    "num-nodes set quiet",
     "ladder": "labels config data layout groups unlabeled split method network encoder encoder-weights pretrained "
     "steps epochs minutes lr batch-size seed gate rounds out resume force allow-split accelerator devices "
     "num-nodes set quiet",
