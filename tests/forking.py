@@ -82,8 +82,11 @@ def _begin(
     for descriptor, file in enumerate(files, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
+    import torch
+
     from ssl_seg.engine import processes
 
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # torch is loaded: it no longer asks the environment
     processes.subprocess = SimpleNamespace(Popen=_Rank)  # type: ignore[assignment]
     _run(command, environment)
 
