@@ -446,7 +446,7 @@ def _check_start(path: Path) -> Format:
         found = [f"looks like {other}: rename it" for other, own in FORMATS.items() if head.startswith(own.magic)]
         found += [hint for start, magic, hint in _OTHER_KINDS if head[start:].lower().startswith(magic)]
         hint = f"It {found[0]}" if found else "It is damaged: copy or export it again"
-        raise DataError(f"{path}: this is not a {kind.name} file. {hint}, or remove it.")
+        raise DataError(f"{path}: this is not valid {kind.name}. {hint}, or remove it.")
     return kind
 
 

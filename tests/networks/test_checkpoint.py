@@ -311,7 +311,7 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
 
 def test_weights_of_another_network_or_other_classes() -> None:
     net = nn.Linear(2, 3)
-    with pytest.raises(CheckpointError, match="another network"):
+    with pytest.raises(CheckpointError, match="a different network"):
         load_weights(net, nn.Sequential(nn.Linear(2, 3)).state_dict(), "x.pt")
     with pytest.raises(CheckpointError, match=r"'weight' is \(4, 2\) in the file and \(3, 2\)"):
         load_weights(net, nn.Linear(2, 4).state_dict(), "x.pt")
