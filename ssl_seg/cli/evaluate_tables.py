@@ -114,7 +114,7 @@ def _make_network_cells(summary: Row, of: str) -> dict[str, Any]:
         "AP of voxels": pooled["average_precision"],
         "mean Dice": mean["dice"],
         "mean Dice, positive cases": mean["dice_positives"],
-        "mean Dice of nothing": mean["predict_nothing"],
+        "all-negative Dice": mean["predict_nothing"],
         "all-positive F1": trivial["all_positive"],
         "margin": f"{trivial['margin']:+.3f}",
         "95 % interval": show_margin(trivial, "+.3f"),

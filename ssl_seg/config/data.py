@@ -232,7 +232,7 @@ class AugmentConfig(Section):
     strong_factor: float = Field(2.0, ge=0, le=10)
     """Factor on the probabilities of intensity changes in strong views of unlabeled patches."""
     invert: float = Field(0.0, ge=0, le=1)
-    """Probability that bright and dark are exchanged in a labeled patch, and in each strong view."""
+    """Probability that bright and dark are inverted in a labeled patch, and in each strong view."""
     cutout: float = Field(0.3, ge=0, le=1)
     """Probability that boxes of a strong view are blanked."""
     cutmix: float = Field(0.0, ge=0, le=1)

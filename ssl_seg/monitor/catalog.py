@@ -22,7 +22,7 @@ class Limit:
 
 CODES: dict[str, str] = {
     "non_finite": "outputs or loss are NaN or infinite",
-    "zero_loss": "the labeled batches teach nothing: the loss is next to 0 too early, or they hold one class only",
+    "zero_loss": "the labeled batches teach nothing: the loss is almost 0 too early, or they hold one class only",
     "blind_probe": "the validation patches hold one class only: nothing can be said of the networks",
     "mode_gap": "the student does well with the statistics of the batch and badly with its running ones",
     "loss_metric_divergence": "the training loss gets better, and the predictions do not",
@@ -32,15 +32,15 @@ CODES: dict[str, str] = {
     "all_negative": "nothing is predicted although there is foreground, and no threshold would help",
     "all_positive": "everything is predicted although there is background, and no threshold would help",
     "component_explosion": "the loss or one of its components rises instead of falling",
-    "teacher_diverged": "the teacher is clearly worse than the student, also than the student of some time ago",
+    "teacher_diverged": "the teacher is clearly worse than the student is now, and than it was some time ago",
     "shifted_threshold": "the ranking is good, but the threshold is the wrong place to cut; no collapse",
     "not_above_trivial": "no threshold does clearly better than predicting foreground everywhere",
-    "missing_class": "one of several foreground classes is next to never predicted, although it is there",
+    "missing_class": "one of several foreground classes is hardly ever predicted, although it is there",
     "foreground_bias": "far more, or far less, foreground is predicted than there is",
     "trivial_loss": "the loss is stuck at the value of a constant output",
     "overfitting": "training cases get better while validation gets worse",
     "plateau": "validation has stopped getting better close to the trivial score",
-    "pseudo_label_share": "the confidence threshold takes nearly none, or nearly all, of the pseudo-labels",
+    "pseudo_label_share": "the confidence threshold accepts almost none, or almost all, of the pseudo-labels",
     "pseudo_label_drift": "the pseudo-labels move away from the share of foreground in the masks",
 }
 """What each code means, in the order in which findings of one level are named: what explains others leads."""
@@ -198,8 +198,8 @@ LIMITS: dict[str, Limit] = {
     "plateau_margin": Limit(
         0.10, "margin over the trivial F1, at the best threshold, up to which a plateau is stuck low", "ours",
     ),
-    "accepted_low": Limit(0.001, "share of pseudo-labels below which a threshold takes none", "ours"),
-    "accepted_high": Limit(0.999, "share of pseudo-labels above which a threshold takes all", "ours"),
+    "accepted_low": Limit(0.001, "share of pseudo-labels below which a threshold counts as accepting none", "ours"),
+    "accepted_high": Limit(0.999, "share of pseudo-labels above which a threshold counts as accepting all", "ours"),
     "pseudo_odds": Limit(
         3.0, "factor between the odds of foreground in pseudo-labels and in the masks",
         "ours; healthy runs that start all-positive are beyond it for some epochs, so it must also have doubled",

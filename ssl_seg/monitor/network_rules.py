@@ -154,7 +154,7 @@ def find_foreground_bias(signals: Signals, net: str) -> RuleFinding | None:
 
 
 def find_missing_class(signals: Signals, net: str) -> RuleFinding | None:
-    """Some of several foreground classes are next to never predicted where they are, by a network that has learned."""
+    """Some of several foreground classes are hardly ever predicted where they are, by a network that has learned."""
     least = limit("one_sided_share")
     missing = [own for own in signals.classes if own.prevalence_pred < least * own.prevalence_true]
     if len(signals.classes) < 2 or not missing or _is_one_sided(signals):
@@ -279,7 +279,7 @@ def _cut(signals: Signals) -> str:
 
 
 def _is_one_sided(signals: Signals) -> bool:
-    """Return whether next to nothing of what is there is predicted as foreground, or as background."""
+    """Return whether almost nothing of what is there is predicted as foreground, or as background."""
     least, true, pred = limit("one_sided_share"), signals.prevalence_true, signals.prevalence_pred
     return pred < least * true or 1 - pred < least * (1 - true)
 

@@ -58,7 +58,7 @@ def find_blind_probe(evidence: Evidence) -> RuleFinding | None:
 
 
 def find_zero_loss(evidence: Evidence) -> RuleFinding | None:
-    """The training loss is next to 0, or nothing is there to be learned from, although there is something to find."""
+    """The training loss is almost 0, or nothing is there to be learned from, although there is something to find."""
     student, training = evidence.val["student"], evidence.training
     if not math.isfinite(training.get("loss", math.nan)) or not has_both_classes(student):
         return None
@@ -337,7 +337,7 @@ def find_pseudo_label_share(evidence: Evidence) -> RuleFinding | None:
     if share is None or limit("accepted_low") <= share <= limit("accepted_high"):
         return None
     name = "accepted_low" if share < limit("accepted_low") else "accepted_high"
-    message = f"{share:.2%} of the pseudo-labels of the last {_steps(evidence)} steps were taken"
+    message = f"{share:.2%} of the pseudo-labels of the last {_steps(evidence)} steps were accepted"
     return make_finding("pseudo_label_share", "warn", "training", share, name, message)
 
 

@@ -112,7 +112,7 @@ def change_intensity(patch: Array, rng: np.random.Generator, strength: float, fa
 
 
 def invert(patch: Array, rng: np.random.Generator, probability: float) -> Array:
-    """Return a patch (C,*P) of z-scores in which, with this probability, bright and dark are exchanged."""
+    """Return a patch (C,*P) of z-scores in which, with this probability, bright and dark are inverted."""
     return -patch if probability and rng.random() < probability else patch
 
 
