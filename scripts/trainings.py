@@ -33,6 +33,7 @@ from ssl_seg.networks.precision import Autocast, choose_precision, make_autocast
 from ssl_seg.run.assembly import make_engine
 from ssl_seg.run.console import Console
 from ssl_seg.run.directory import CONFIG_FILE, RunDir
+from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import Resolved
 from ssl_seg.run.training import train
 from ssl_seg.studies.training import Training, make_request
@@ -53,7 +54,7 @@ def train_once(
         RefusedError: for a parent that the gate refuses, without ``force``.
     """
     run = RunDir(out)
-    request = make_request(Training(run, out.name, tuple(layers), parent, force=force))
+    request = make_request(run, Training(TrainRequest(tuple(layers), bootstrap=parent, force=force), out.name))
     if request is not None and train(request, console).ending == "interrupted":
         raise KeyboardInterrupt
     return run

@@ -30,15 +30,15 @@ if TYPE_CHECKING:
     from ssl_seg.report.notebook import DataAudit, Evaluation, PredictedMasks, PretrainedRun, TrainedRun, load_run
     from ssl_seg.results.array_prediction import ArrayPredictor
     from ssl_seg.run.console import Console
-    from ssl_seg.studies.cross_validation import CrossValidationRequest, cross_validate
-    from ssl_seg.studies.label_ladder import LabelLadderRequest, climb_labels
+    from ssl_seg.run.request import TrainRequest
+    from ssl_seg.studies.cross_validation import cross_validate
+    from ssl_seg.studies.label_ladder import climb_labels
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "CrossValidationRequest": "ssl_seg.studies.cross_validation",
-    "LabelLadderRequest": "ssl_seg.studies.label_ladder",
     "Layer": "ssl_seg.config.layers",
+    "TrainRequest": "ssl_seg.run.request",
     "adapt_loss": "ssl_seg.losses",
     "climb_labels": "ssl_seg.studies.label_ladder",
     "cross_validate": "ssl_seg.studies.cross_validation",
@@ -51,9 +51,8 @@ _HOMES = {
     "save_split": "ssl_seg.data.splits.files",
 }
 __all__ = [
-    "CrossValidationRequest",
-    "LabelLadderRequest",
     "Layer",
+    "TrainRequest",
     "adapt_loss",
     "audit",
     "climb_labels",

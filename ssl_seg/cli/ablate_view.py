@@ -14,8 +14,7 @@ from ssl_seg.errors import printable, printable_lines
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ssl_seg.studies.ablation.execute import CellState
-    from ssl_seg.studies.runner import Stage
+    from ssl_seg.studies.ablation.execute import CellState, Stage
 
 INTERVAL = 30.0
 """Seconds between plain lines where stderr is no terminal."""

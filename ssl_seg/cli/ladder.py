@@ -88,22 +88,20 @@ def climb(labels: tuple[float, ...], layers: tuple[Layer, ...], given: Mapping[s
     from ssl_seg.run.request import TrainRequest
     from ssl_seg.studies.rungs import LADDER, check_labels
 
-    names = ("out", "resume", "force", "epochs", "rounds", "minutes")
-    out, resume, force, epochs, rounds, minutes = (given[name] for name in names)
-    check_length(layers, epochs, minutes)
-    if resume is None:
+    request = TrainRequest(layers, **{name: given[name] for name in ("out", "resume", "force", "epochs", "minutes")})
+    check_length(layers, request.epochs, request.minutes)
+    if request.resume is None:
         check_labels(labels)
     else:
-        load_study(LADDER, resume)
-    check_paths(TrainRequest(layers).settings)
-    if out is not None:
-        LADDER.check_free(out)
+        load_study(LADDER, request.resume)
+    check_paths(request.settings)
+    if request.out is not None:
+        LADDER.check_free(request.out)
     console = begin(given)
     from ssl_seg.report.run_report import make_pages_of_study
-    from ssl_seg.studies.label_ladder import LabelLadderRequest, climb_labels
+    from ssl_seg.studies.label_ladder import climb_labels
 
-    request = LabelLadderRequest(labels, layers, out, resume, force, epochs, rounds, minutes)
-    _report(climb_labels(request, console, make_pages_of_study(console.note)))
+    _report(climb_labels(request, labels, console, make_pages_of_study(console.note), rounds=given["rounds"]))
 
 
 def _report(result: LabelLadder) -> None:

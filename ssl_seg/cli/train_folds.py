@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,26 +70,18 @@ def run_folds(asked: TrainRequest, bootstrap: Path | None, given: Mapping[str, A
     """
     from ssl_seg.cli.settings import check_paths
     from ssl_seg.engine.machine import is_main_process
-    from ssl_seg.errors import ConfigError
     from ssl_seg.results.folds import FOLDS
+    from ssl_seg.results.study import check_request
 
-    if asked.log:
-        raise ConfigError(
-            "--log works with a single training only: ssl-seg export-log writes the records of each fold afterwards"
-        )
-    if asked.profile:
-        raise ConfigError("--profile works with a single training only: give one --fold")
-    if bootstrap is not None:
-        raise ConfigError("--resume continues a cross-validation with its own settings: leave out --bootstrap")
+    check_request(FOLDS, replace(asked, bootstrap=bootstrap))
     check_paths(asked.settings)
     if asked.out is not None:
         FOLDS.check_free(asked.out)
     console = begin(given)
     from ssl_seg.report.run_report import make_pages_of_study
-    from ssl_seg.studies.cross_validation import CrossValidationRequest, cross_validate
+    from ssl_seg.studies.cross_validation import cross_validate
 
-    request = CrossValidationRequest(asked.layers, asked.out, asked.resume, asked.epochs, asked.minutes)
-    result = cross_validate(request, console, make_pages_of_study(console.note))
+    result = cross_validate(asked, console, make_pages_of_study(console.note))
     if not is_main_process():
         return
     if result.ending == "interrupted":

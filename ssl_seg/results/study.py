@@ -12,9 +12,10 @@ from pydantic import TypeAdapter
 
 from ssl_seg import __version__
 from ssl_seg.config.layers import Layer
-from ssl_seg.errors import RunDirError, quote
+from ssl_seg.errors import ConfigError, RunDirError, quote
 from ssl_seg.files import is_disk_full, next_free, write_json
 from ssl_seg.run.directory import CONFIG_FILE, RunDir, check_free
+from ssl_seg.run.request import TrainRequest
 
 SCHEMA = 1
 
@@ -107,6 +108,28 @@ class StudyKind(Generic[T]):
                 f"use --out {quote(next_free(path))}"
             )
         check_free(path)
+
+
+_OF_ONE_TRAINING = {
+    "log": "ssl-seg export-log writes the records of each of the {members} afterwards",
+    "profile": "profile one of the {members} by itself",
+    "bootstrap": "a {name} decides by itself what its {members} start from",
+}
+"""What may be asked of a single training only -> why not, or how, of a study."""
+
+
+def check_request(kind: StudyKind[Any], request: TrainRequest) -> None:
+    """Check that nothing is asked of a study that only a single training can do.
+
+    Raises:
+        ConfigError: names the first that is.
+    """
+    for option, instead in _OF_ONE_TRAINING.items():
+        if getattr(request, option):
+            reason = instead.format(name=kind.name, members=kind.members)
+            raise ConfigError(f"--{option} works with a single training only: {reason}. Leave it out")
+    if request.force and "force" not in kind.settings:
+        raise ConfigError(f"--force: no gate stands in front of the {kind.members} of a {kind.name}. Leave it out")
 
 
 def save_study(kind: StudyKind[T], study: Study[T]) -> Study[T]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -36,27 +36,14 @@ from ssl_seg.studies.sequential import (
 from ssl_seg.studies.training import Outcome, Training
 
 
-@dataclass(frozen=True)
-class CrossValidationRequest:
-    """What the caller asks for: a new cross-validation, or the continuation of one with its own settings."""
-
-    layers: tuple[Layer, ...] = ()
-    """Files and options of all folds, in increasing order of precedence; ``split.folds`` says how many there are."""
-    out: Path | str | None = None
-    """Directory to create."""
-    resume: Path | str | None = None
-    """Directory of a cross-validation to continue."""
-    epochs: int | None = None
-    """Length of each fold in epochs, instead of length.steps."""
-    minutes: float | None = None
-    """Minutes of the first training, instead of length.steps; the steps that fit into them hold for all. In a
-    continuation, another time where the first one was too short."""
-
-
 def cross_validate(
-    request: CrossValidationRequest, console: Console | None = None, after: AfterEach = IN_SILENCE
+    request: TrainRequest, console: Console | None = None, after: AfterEach = IN_SILENCE
 ) -> CrossValidation:
     """Train the folds one after the other, and score each labeled case by the network that has not seen it.
+
+    ``request`` is that of each fold, for the directory of all; ``split.folds`` says how many there are. Its ``minutes``
+    are those of the first fold: the steps that fit into them hold for all. With ``resume``, a cross-validation goes on
+    with its own settings, and with other minutes where the first fold was too short for them.
 
     A fold that the monitor stops is recorded as collapsed and counts with the scores of its best.pt; the others are
     trained all the same.
@@ -71,14 +58,14 @@ def cross_validate(
     console = console or Silent()
     steps = StudySteps(
         create=lambda fabric: _create(request, fabric, console),
-        reopen=lambda validation: _reopen(request, validation),
+        reopen=lambda study: replace(study, ending=None, minutes=check_resumable(FOLDS, study, request)),
         plan=_plan_fold,
         judge=lambda validation, fold, outcome: _judge(validation, fold, outcome, console),
     )
-    return run_study(FOLDS, steps, request.layers, request.resume, console, after)
+    return run_study(FOLDS, steps, request, console, after)
 
 
-def _create(request: CrossValidationRequest, fabric: Fabric, console: Console) -> CrossValidation:
+def _create(request: TrainRequest, fabric: Fabric, console: Console) -> CrossValidation:
     """Check all that can be known before the first training, then create the directory with the splits."""
     layers = tuple(anchor_layer(layer) for layer in request.layers)
     count = TrainRequest(layers).settings.get("split.folds")
@@ -106,13 +93,13 @@ def _create(request: CrossValidationRequest, fabric: Fabric, console: Console) -
     return validation
 
 
-def _plan_folds(request: CrossValidationRequest, count: int, fabric: Fabric, console: Console) -> list[Resolved]:
+def _plan_folds(request: TrainRequest, count: int, fabric: Fabric, console: Console) -> list[Resolved]:
     """Return the plan of each fold, all of them checked: a bad last fold is found before the first is trained."""
     plans, cases = [], dict[str, Catalog]()
     for number in range(count):
         fold = Layer(f"--fold {number}", nest("split.fold", number), is_option=True)
         plan = resolve(
-            TrainRequest((*request.layers, fold), epochs=request.epochs, minutes=request.minutes),
+            replace(request, layers=(*request.layers, fold)),
             console.track("reading cases"),
             gpu=fabric.device.type != "cpu",
             read=partial(open_data_once, cases),
@@ -127,16 +114,11 @@ def _plan_folds(request: CrossValidationRequest, count: int, fabric: Fabric, con
     return plans
 
 
-def _reopen(request: CrossValidationRequest, validation: CrossValidation) -> CrossValidation:
-    minutes = check_resumable(FOLDS, validation, request.layers, request.minutes, request.out, request.epochs)
-    return replace(validation, ending=None, minutes=minutes)
-
-
 def _plan_fold(validation: CrossValidation, fold: Fold) -> Training:
     """Return how a fold is begun: on its own split."""
     file = (validation.path / f"split_{fold.name}.yaml").resolve()
     title = f"{fold.name} of {len(validation.trainings)}: {fold.labeled} labeled, {fold.cases} validation"
-    return make_training(validation, fold, title, Layer(fold.name, nest("split.file", str(file))), dropped=OWN_SPLIT)
+    return make_training(validation, title, Layer(fold.name, nest("split.file", str(file))), dropped=OWN_SPLIT)
 
 
 def _judge(validation: CrossValidation, fold: Fold, outcome: Outcome, console: Console) -> CrossValidation:

@@ -7,7 +7,7 @@ Rounds of self-training are rungs too: each begins from scratch, with pseudo-lab
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
@@ -49,37 +49,28 @@ SNAPSHOTS = 2
 """Networks that a run keeps on the way, after one and two thirds of its steps, to judge pseudo-labels by."""
 
 
-@dataclass(frozen=True)
-class LabelLadderRequest:
-    """What the caller asks for: new rungs, or the continuation of a ladder with its own settings."""
-
-    labels: tuple[float, ...] = ()
-    """Labels of each rung, increasing: shares in (0, 1] or numbers of cases above 1."""
-    layers: tuple[Layer, ...] = ()
-    """Files and options of all rungs, in increasing order of precedence."""
-    out: Path | str | None = None
-    """Directory to create."""
-    resume: Path | str | None = None
-    """Directory of a ladder to continue."""
-    force: bool = False
-    """Go on although the gate refuses a rung, or one has collapsed."""
-    epochs: int | None = None
-    """Length of each rung in epochs, instead of length.steps."""
-    rounds: int = 0
-    """Rounds of self-training after the training with each amount of labels."""
-    minutes: float | None = None
-    """Minutes of the first training, instead of length.steps; the steps that fit into them hold for all. In a
-    continuation, another time where the first one was too short."""
-
-
 def climb_labels(
-    request: LabelLadderRequest, console: Console | None = None, after: AfterEach = IN_SILENCE
+    request: TrainRequest,
+    labels: Sequence[float] = (),
+    console: Console | None = None,
+    after: AfterEach = IN_SILENCE,
+    *,
+    rounds: int = 0,
 ) -> LabelLadder:
     """Train the rungs one after the other, each from the best of those below.
 
     A rung that ends worse than its parent is recorded, and the parent stays the start of the next one. A rung that the
     gate in front of it refuses, that breaks a gate of its own (``gates``), or that the monitor stops, ends the ladder
     unless ``force`` is set.
+
+    Args:
+        request: that of each rung, for the directory of all; but for the labels and what a rung starts from. Its
+            ``minutes`` are those of the first rung: the steps that fit into them hold for all. With ``resume``, a
+            ladder goes on with its own settings, and with other minutes where the first rung was too short for them.
+        labels: labels of each new rung, increasing: shares in (0, 1] or numbers of cases above 1.
+        console: talks to the user.
+        after: what is done while it goes on.
+        rounds: rounds of self-training after the training with each amount of labels.
 
     Returns:
         The ladder, whose ``ending`` says how far it went; ladder.json in its directory says the same.
@@ -90,34 +81,36 @@ def climb_labels(
     """
     console = console or Silent()
     steps = StudySteps(
-        create=lambda fabric: _create(request, fabric, console),
-        reopen=lambda ladder: _reopen(request, ladder),
+        create=lambda fabric: _create(request, labels, rounds, fabric, console),
+        reopen=lambda ladder: _reopen(request, ladder, labels, rounds),
         plan=lambda ladder, rung: _plan_rung(ladder, rung, console),
         judge=lambda ladder, rung, outcome: _skip_rounds(_judge(ladder, rung, outcome, console), rung, console),
         refuse=_refuse,
     )
-    return run_study(LADDER, steps, request.layers, request.resume, console, after)
+    return run_study(LADDER, steps, request, console, after)
 
 
-def _create(request: LabelLadderRequest, fabric: Fabric, console: Console) -> LabelLadder:
+def _create(
+    request: TrainRequest, labels: Sequence[float], rounds: int, fabric: Fabric, console: Console
+) -> LabelLadder:
     """Check all that can be known before the first training, then create the directory with the split."""
-    check_labels(request.labels)
+    check_labels(labels)
     options = TrainRequest(tuple(layer for layer in request.layers if not layer.is_file))
     if "split.labels" in options.settings.sources:
         raise ConfigError("split.labels: the labels of a ladder are those of its rungs; give them with --labels alone")
     layers = tuple(anchor_layer(layer) for layer in request.layers)
     if request.out is not None:
         LADDER.check_free(Path(request.out))
-    first = Layer(f"--labels {format_label_amount(request.labels[0])}", nest("split.labels", request.labels[0]))
+    first = Layer(f"--labels {format_label_amount(labels[0])}", nest("split.labels", labels[0]))
     plan = resolve(
-        TrainRequest((*layers, first), epochs=request.epochs, minutes=request.minutes),
+        replace(request, layers=(*layers, first)),
         console.track("reading cases"),
         gpu=fabric.device.type != "cpu",
     )
     config = plan.config
-    check_options(config, plan.sources, has_parent=len(request.labels) > 1 or request.rounds > 0)
-    rungs = _list_rungs(plan.split, request.labels, request.rounds, console)
-    if request.rounds:
+    check_options(config, plan.sources, has_parent=len(labels) > 1 or rounds > 0)
+    rungs = _list_rungs(plan.split, labels, rounds, console)
+    if rounds:
         snapshots = Layer("--rounds", nest("length.snapshots", SNAPSHOTS))
         layers = (*layers, *([] if "length.snapshots" in plan.request.settings.sources else [snapshots]))
     name = f"{name_data(config.data.root)}_{config.method.name}_ladder_seed{config.seed}"
@@ -177,10 +170,9 @@ def _count_rounds(split: Split, value: float, rounds: int, labels: Sequence[floa
     return 0
 
 
-def _reopen(request: LabelLadderRequest, ladder: LabelLadder) -> LabelLadder:
+def _reopen(request: TrainRequest, ladder: LabelLadder, labels: Sequence[float], rounds: int) -> LabelLadder:
     """Return the ladder to continue; what is to be tried again waits again."""
-    others = (request.labels, request.out, request.epochs, request.rounds)
-    minutes = check_resumable(LADDER, ladder, request.layers, request.minutes, *others, may="--force, and ")
+    minutes = check_resumable(LADDER, ladder, request, labels, rounds, may="--force, and ")
     if (ended := find_end(ladder)) is not None and not request.force:
         reason = ended.message or f"the monitor stopped its training: {', '.join(ended.codes)}"
         raise RefusedError(
@@ -200,8 +192,8 @@ def _plan_rung(ladder: LabelLadder, rung: Rung, console: Console) -> Training:
     own = Layer(f"rung {rung.number}", {"split": _describe_split(ladder, rung)})
     title = f"rung {rung.number} of {len(ladder.trainings)}: labels {rung.amount}, {rung.cases} case(s)"
     parent = None if best is None else ladder.run_of(best).best
-    training = make_training(ladder, rung, title, own, dropped=dropped, parent=parent)
-    start = parent or TrainRequest(training.layers).settings.get("network.pretrained") or "scratch"
+    training = make_training(ladder, title, own, dropped=dropped, parent=parent)
+    start = parent or training.request.settings.get("network.pretrained") or "scratch"
     return replace(training, start=f", from {start}")
 
 
@@ -227,7 +219,7 @@ def _plan_round(ladder: LabelLadder, rung: Rung, best: Rung, console: Console) -
         f"{reliability.kept} with pseudo-labels of rung {best.number}"
     )
     dropped = OWN_SPLIT | {"split.labels", "bootstrap"}
-    training = make_training(ladder, rung, title, Layer(f"rung {rung.number}", own), dropped=dropped)
+    training = make_training(ladder, title, Layer(f"rung {rung.number}", own), dropped=dropped)
     return replace(training, start=", from scratch")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,13 +23,12 @@ from ssl_seg.engine.devices import call_on_main
 from ssl_seg.engine.processes import open_fabric
 from ssl_seg.errors import ConfigError, RefusedError, RunDirError, SslSegError, quote
 from ssl_seg.files import hold_directory
-from ssl_seg.results.study import Member, Study, StudyKind, load_study, save_study
+from ssl_seg.results.study import Member, Study, StudyKind, check_request, load_study, save_study
 from ssl_seg.run.console import Console
 from ssl_seg.run.directory import CONFIG_FILE, RunDir
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.resolve import resolve_runtime
 from ssl_seg.run.training import train
-from ssl_seg.studies.runner import FINISHED, Stage, Worker, run_trainings
 from ssl_seg.studies.training import Outcome, Training, make_request, read_outcome
 
 T = TypeVar("T", bound=Member)
@@ -68,24 +67,27 @@ class StudySteps(Generic[T]):
 
 
 def run_study(
-    kind: StudyKind[T],
-    steps: StudySteps[T],
-    layers: Sequence[Layer],
-    resume: Path | str | None,
-    console: Console,
-    after: AfterEach = IN_SILENCE,
+    kind: StudyKind[T], steps: StudySteps[T], request: TrainRequest, console: Console, after: AfterEach = IN_SILENCE
 ) -> Study[T]:
-    """Train what is missing of a study, a new one or that in ``resume``; its ``ending`` says how far it went.
+    """Train what is missing of a study, a new one or that in ``request.resume``; its ``ending`` says how far it went.
 
-    ``layers`` are the settings that are asked for; in a continuation only those of the machine.
+    How far it has come stands on the disk alone, so that one that was killed anywhere is continued.
+
+    Args:
+        kind: kind of the study.
+        steps: what such a study decides.
+        request: settings of all trainings; in a continuation only those of the machine.
+        console: talks to the user.
+        after: what is done while it goes on.
 
     Raises:
         SslSegError: for anything the user can fix.
     """
-    resume = None if resume is None else Path(resume)
+    check_request(kind, request)
+    resume = None if request.resume is None else Path(request.resume)
     begun = () if resume is None else load_study(kind, resume).layers
-    runtime = resolve_runtime(TrainRequest((*begun, *layers)))
-    machine = (_pin_processes(runtime), *(() if resume is None else layers))
+    runtime = resolve_runtime(TrainRequest((*begun, *request.layers)))
+    machine = (_pin_processes(runtime), *(() if resume is None else request.layers))
     with open_fabric(runtime) as fabric, ExitStack() as held:
 
         def begin() -> Study[T]:
@@ -93,12 +95,39 @@ def run_study(
             held.enter_context(hold_directory(study.path, console.note))
             return study if resume is None else _reopen(kind, steps, resume, console)
 
-        work = _InThisProcess(kind, steps, fabric, machine, console, after, call_on_main(fabric, begin))
-        ending = run_trainings({training.name: training for training in work.study.trainings}, work, slots=1)
-        if work.study.ending is not None:
-            return work.study
-        study = replace(work.study, ending=ending)
-        return study if ending == "interrupted" else call_on_main(fabric, lambda: save_study(kind, study))
+        def save(study: Study[T], run: RunDir) -> Study[T]:
+            save_study(kind, study)
+            for path in (run.path, study.path) if run.path.exists() else (study.path,):
+                after.training(path)
+            return study
+
+        def advance(study: Study[T], training: T) -> Study[T]:
+            """Return the study with the outcome of a training that was waiting."""
+            run = study.run_of(training)
+            try:
+                asked = call_on_main(
+                    fabric, lambda: make_request(run, steps.plan(study, training), machine, console.note)
+                )
+                if asked is not None and train(asked, console, after.look).ending == "interrupted":
+                    raise KeyboardInterrupt
+                return call_on_main(fabric, lambda: save(_conclude(steps, study, training, console), run))
+            except SslSegError as error:
+                refuse, reason = steps.refuse, str(error)
+                if refuse is None or not isinstance(error, RefusedError):
+                    way = f"Once that is fixed: {kind.resume(study.path)}"
+                    raise type(error)(f"{training.title}: {reason}\n{way}") from error
+                return call_on_main(fabric, lambda: save(refuse(study, training, reason), run))
+
+        study = call_on_main(fabric, begin)
+        try:
+            for place in range(len(study.trainings)):
+                if study.ending is None and study.trainings[place].status == "waiting":
+                    study = advance(study, study.trainings[place])
+        except KeyboardInterrupt:
+            return replace(study, ending="interrupted")
+        if study.ending is not None:
+            return study
+        return call_on_main(fabric, lambda: save_study(kind, replace(study, ending="finished")))
 
 
 def _reopen(kind: StudyKind[T], steps: StudySteps[T], path: Path, console: Console) -> Study[T]:
@@ -109,91 +138,35 @@ def _reopen(kind: StudyKind[T], steps: StudySteps[T], path: Path, console: Conso
     return study
 
 
-@dataclass
-class _InThisProcess(Generic[T]):
-    """The steps of ``run_trainings`` for a study whose trainings run here: the first process decides for all."""
-
-    kind: StudyKind[T]
-    steps: StudySteps[T]
-    fabric: Fabric
-    machine: Sequence[Layer]
-    console: Console
-    after: AfterEach
-    study: Study[T]
-    """As far as it has come."""
-
-    def find(self, training: T) -> Stage:
-        return _find_stage(self.study, training)
-
-    def is_ready(self, *_: Any) -> bool:
-        return self.study.ending is None
-
-    def start(self, training: T) -> Worker:
-        def plan() -> TrainRequest | None:
-            return make_request(self.steps.plan(self.study, training), self.machine, self.console.note)
-
-        request = call_on_main(self.fabric, plan)
-        if request is not None and train(request, self.console, self.after.look).ending == "interrupted":
-            raise KeyboardInterrupt
-        return FINISHED
-
-    def settle(self, training: T, _: int) -> Stage:
-        return self._save(training, lambda: self._conclude(training))
-
-    def fail(self, training: T, error: SslSegError) -> Stage:
-        refuse, resume = self.steps.refuse, self.kind.resume(self.study.path)
-        if refuse is None or not isinstance(error, RefusedError):
-            raise type(error)(f"{training.title}: {error}\nOnce that is fixed: {resume}") from error
-        return self._save(training, lambda: refuse(self.study, training, str(error)))
-
-    def show(self, _: Mapping[str, Stage]) -> None:
-        """Each training talks for itself."""
-
-    def _save(self, training: T, make: Callable[[], Study[T]]) -> Stage:
-        def save() -> Study[T]:
-            study = save_study(self.kind, make())
-            run = study.run_of(training).path
-            for path in (run, study.path) if run.exists() else (study.path,):
-                self.after.training(path)
-            return study
-
-        self.study = call_on_main(self.fabric, save)
-        return _find_stage(self.study, training)
-
-    def _conclude(self, training: T) -> Study[T]:
-        """Return the study with the outcome of a training that has ended."""
-        run = self.study.run_of(training)
-        outcome = read_outcome(run)
-        if outcome.stopped:
-            codes = ", ".join(outcome.codes)
-            self.console.note(f"{training.title}: COLLAPSED ({codes}); next: ssl-seg diagnose {quote(run.last)}")
-        return self.steps.judge(self.study, training, outcome)
-
-
-def _find_stage(study: Study[T], training: T) -> Stage:
-    status = next(own.status for own in study.trainings if own.name == training.name)
-    return "queued" if status == "waiting" else status
+def _conclude(steps: StudySteps[T], study: Study[T], training: T, console: Console) -> Study[T]:
+    """Return the study with the outcome of a training that has ended."""
+    run = study.run_of(training)
+    outcome = read_outcome(run)
+    if outcome.stopped:
+        codes = ", ".join(outcome.codes)
+        console.note(f"{training.title}: COLLAPSED ({codes}); next: ssl-seg diagnose {quote(run.last)}")
+    return steps.judge(study, training, outcome)
 
 
 def check_resumable(
-    kind: StudyKind[T], study: Study[T], layers: Sequence[Layer], minutes: float | None, *others: Any, may: str = ""
+    kind: StudyKind[T], study: Study[T], request: TrainRequest, *others: Any, may: str = ""
 ) -> float | None:
-    """Check the options that are given beside --resume, and return the minutes of the study.
+    """Check what is asked for beside --resume, and return the minutes of the study.
 
-    New minutes are allowed while no training has begun, ``layers`` that set the machine always, and ``others`` never.
-    ``may`` names further options that are allowed, for the message.
+    New minutes are allowed while no training has begun, settings of the machine always; another directory or length
+    and ``others`` never. ``may`` names further options that are allowed, for the message.
 
     Raises:
         ConfigError: for anything else that is given.
         RunDirError: for a study that is finished.
     """
-    begun = study.run_of(study.trainings[0]).path.exists()
+    begun, minutes = study.run_of(study.trainings[0]).path.exists(), request.minutes
     if minutes is not None and (study.minutes is None or begun):
         raise ConfigError(
             f"--minutes {minutes:g}: the steps of {study.path} are planned already, and --resume keeps them. Leave it "
             "out"
         )
-    if any(others) or not TrainRequest(tuple(layers)).has_only_runtime:
+    if any((request.out, request.epochs, *others)) or not request.has_only_runtime:
         raise ConfigError(
             f"--resume continues a {kind.name} with its own settings, data and lengths: give it without other options "
             f"(only {may}runtime settings such as --devices may be new)"
@@ -206,16 +179,15 @@ def check_resumable(
 
 
 def make_training(
-    study: Study[T], training: T, title: str, own: Layer, *, dropped: Collection[str], parent: Path | None = None
+    study: Study[T], title: str, own: Layer, *, dropped: Collection[str], parent: Path | None = None
 ) -> Training:
     """Return how a training is begun: with the settings of the study that are not ``dropped``, its ``own``, and what
     was measured in the first run."""
     machine = read_machine(study.run_of(study.trainings[0]), study.layers, minutes=study.minutes)
     shared = [replace(layer, values=leave_out(layer.values, dropped)) for layer in study.layers]
     minutes = None if "length" in machine.values else study.minutes
-    layers = (*shared, own, machine)
-    run, force, epochs = study.run_of(training), study.force, study.epochs
-    return Training(run, title, layers, parent, force=force, epochs=epochs, minutes=minutes)
+    request = TrainRequest((*shared, own, machine), bootstrap=parent, epochs=study.epochs, minutes=minutes)
+    return Training(replace(request, force=study.force), title)
 
 
 def anchor_layer(layer: Layer) -> Layer:

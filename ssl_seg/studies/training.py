@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from ssl_seg.config.layers import Layer
 from ssl_seg.errors import RunDirError
@@ -17,34 +16,27 @@ from ssl_seg.run.request import TrainRequest
 
 @dataclass(frozen=True)
 class Training:
-    """Where a training goes, and what it is begun with."""
+    """How a training of a study is begun, and what the line that announces it says of it, and of its start."""
 
-    run: RunDir
+    request: TrainRequest
+    """Without the directory, which is that of the study's member."""
     title: str
-    """What the line that announces it says."""
-    layers: tuple[Layer, ...]
-    parent: Path | None = None
-    """Checkpoint that it starts from."""
     start: str = ""
-    """What that line says of the start."""
-    force: bool = False
-    epochs: int | None = None
-    minutes: float | None = None
 
 
 def make_request(
-    training: Training, machine: Sequence[Layer] = (), note: Callable[[str], None] = lambda _: None
+    run: RunDir, training: Training, machine: Sequence[Layer] = (), note: Callable[[str], None] = lambda _: None
 ) -> TrainRequest | None:
     """Return how a training is begun or continued; None for one that has ended.
 
     Removes a run that was killed before its first checkpoint: there is nothing to continue.
 
     Args:
-        training: training of a study.
+        run: its directory.
+        training: how it is begun.
         machine: settings of the machine, which may change when the training is continued.
         note: takes the line that announces it.
     """
-    run = training.run
     if run.read_ending() is not None:
         return None
     if run.last.is_file():
@@ -53,15 +45,8 @@ def make_request(
     if run.path.exists():
         shutil.rmtree(run.path)
     note(f"== {training.title}{training.start}: {run.path}")
-    return TrainRequest(
-        (*training.layers, *machine),
-        run.path,
-        training.parent,
-        force=training.force,
-        epochs=training.epochs,
-        minutes=training.minutes,
-        in_study=True,
-    )
+    layers = (*training.request.layers, *machine)
+    return replace(training.request, layers=layers, out=run.path, in_study=True)
 
 
 @dataclass(frozen=True)

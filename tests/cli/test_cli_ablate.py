@@ -132,10 +132,10 @@ def test_tables_and_page_are_written_on_the_way(
 
 KILLED_IN_THE_SECOND_CELL = """
 import os, pathlib, signal, sys
-from ssl_seg.studies import runner
+from ssl_seg.studies.ablation import execute
 from ssl_seg.cli.main import main
 
-start_ready = runner._Work.start_ready
+start_ready = execute._Work.start_ready
 
 def start_and_die(self):
     start_ready(self)
@@ -143,7 +143,7 @@ def start_and_die(self):
     if list(out.glob("cells/*/score_*.json")):
         os.kill(os.getpid(), signal.SIGKILL)
 
-runner._Work.start_ready = start_and_die
+execute._Work.start_ready = start_and_die
 main()
 """
 

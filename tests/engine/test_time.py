@@ -46,8 +46,8 @@ from ssl_seg.run.directory import RunDir
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.session import Schedule
 from ssl_seg.run.training import TrainResult, train
-from ssl_seg.studies.cross_validation import CrossValidationRequest, cross_validate
-from ssl_seg.studies.label_ladder import LabelLadderRequest, climb_labels
+from ssl_seg.studies.cross_validation import cross_validate
+from ssl_seg.studies.label_ladder import climb_labels
 
 PACE = Pace(update=0.5, look=2.0, reading=3.0, scoring=10.0)
 EARLY = (0, 1, 2, 5, 10, 20, 50)
@@ -566,20 +566,20 @@ class TestSeries:
     def test_rungs(self, particles_dir: Path, tmp_path: Path, paces: list[Pace]) -> None:
         out = tmp_path / "ladder"
         layers = self.layers(particles_dir, nest("bootstrap.gate", "none"))
-        request = LabelLadderRequest((0.25, 1.0), layers, out, force=True, minutes=self.MINUTES)
+        request = TrainRequest(layers, out, force=True, minutes=self.MINUTES)
         with pytest.raises(ConfigError, match=r"is too short(?s:.*)ladder --resume"):
-            climb_labels(request)
+            climb_labels(request, (0.25, 1.0))
         assert json.loads((out / "ladder.json").read_text())["settings"]["minutes"] == self.MINUTES
-        ladder = climb_labels(LabelLadderRequest(resume=out, minutes=2 * self.MINUTES))
+        ladder = climb_labels(TrainRequest(resume=out, minutes=2 * self.MINUTES))
         steps = self.steps_of(*(ladder.run_of(rung) for rung in ladder.trainings))
         assert steps[0] == steps[1] == plan_steps(PACE, make_config(per_epoch=6), 2 * self.MINUTES, warmup=0)
         assert len(paces) == 2
         with pytest.raises(ConfigError, match="planned already"):
-            climb_labels(LabelLadderRequest(resume=out, minutes=1.0))
+            climb_labels(TrainRequest(resume=out, minutes=1.0))
 
     def test_folds(self, particles_dir: Path, tmp_path: Path, paces: list[Pace]) -> None:
         paces.pop(0)
         layers = self.layers(particles_dir, {"split": {"labels": 0.5, "folds": 2}})
-        folds = cross_validate(CrossValidationRequest(layers, tmp_path / "folds", minutes=self.MINUTES))
+        folds = cross_validate(TrainRequest(layers, tmp_path / "folds", minutes=self.MINUTES))
         assert self.steps_of(*map(folds.run_of, folds.trainings)) == [10, 10]
         assert len(paces) == 2

@@ -40,8 +40,8 @@ from ssl_seg.run.pretraining.state import (
 )
 from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import train
-from ssl_seg.studies.cross_validation import CrossValidationRequest, cross_validate
-from ssl_seg.studies.label_ladder import LabelLadderRequest, climb_labels
+from ssl_seg.studies.cross_validation import cross_validate
+from ssl_seg.studies.label_ladder import climb_labels
 
 SHORT = {"length": {"steps": 2}}
 
@@ -278,7 +278,7 @@ def test_folds_are_refused_before_the_first_is_trained(
 ) -> None:
     layers = make_layers(particles_dir, nest("network.pretrained", str(pretrained_run)), {"split": {"folds": 3}})
     with pytest.raises(RefusedError, match="of this run were seen"):
-        cross_validate(CrossValidationRequest(layers, tmp_path / "cv"))
+        cross_validate(TrainRequest(layers, tmp_path / "cv"))
     assert not (tmp_path / "cv").exists()
     fold = {**SHORT, "split": {"folds": 3, "fold": 1}}
     pretrain_tiny(tmp_path / "p", particles_dir, fold)
@@ -342,7 +342,7 @@ def test_the_first_rung_of_a_ladder_starts_from_it_and_the_next_from_the_rung(
 ) -> None:
     own = {"network": {"pretrained": str(pretrained_run)}, "bootstrap": {"gate": "none"}}
     notes = Notes()
-    ladder = climb_labels(LabelLadderRequest((0.3, 1.0), make_layers(particles_dir, SHORT, own), tmp_path / "l"), notes)
+    ladder = climb_labels(TrainRequest(make_layers(particles_dir, SHORT, own), tmp_path / "l"), (0.3, 1.0), notes)
     assert ladder.ending == "finished"
     first, second = (load_checkpoint(ladder.run_of(rung).last).config for rung in ladder.trainings)
     assert (first["network"]["pretrained"], second["network"]["pretrained"]) == (str(pretrained_run), None)

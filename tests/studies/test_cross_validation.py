@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import TINY, Cli, same_weights
 
-from ssl_seg import CrossValidationRequest, cross_validate
+from ssl_seg import TrainRequest, cross_validate
 from ssl_seg.cli.train_folds import _report
 from ssl_seg.config.layers import Layer
 from ssl_seg.data.splits.files import load_split, split_from_dict
@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = {
 
 def run_folds(out: Path, data: Path, *settings: dict[str, Any], **request: Any) -> CrossValidation:
     layers = tuple(Layer("--x", s) for s in (TINY, SETTINGS, {"data": {"root": str(data)}}, *settings))
-    return cross_validate(CrossValidationRequest(layers, str(out), **request))
+    return cross_validate(TrainRequest(layers, out, **request))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ class TestContinuation:
     def test_killed_between_two_folds_it_ends_with_equal_bits(
         self, whole: CrossValidation, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """All other points are those of the runner: see the test of the ladder."""
+        """All other points are those of any study: see the test of the ladder."""
         from ssl_seg.studies import cross_validation
 
         def die(validation: CrossValidation, fold: Fold) -> Any:
@@ -129,7 +129,7 @@ class TestContinuation:
         assert [f.status for f in load_study(FOLDS, out).trainings] == ["done", "waiting"]
         with pytest.raises(RunDirError, match=f"fold1 of {FOLD_COUNT} folds to do.*train --resume"):
             list_members([out])
-        resumed = cross_validate(CrossValidationRequest(resume=str(out)))
+        resumed = cross_validate(TrainRequest(resume=out))
         assert resumed.trainings == whole.trainings
         for fold in whole.trainings:
             assert same_weights(whole.run_of(fold).last, resumed.run_of(fold).last)
@@ -138,10 +138,12 @@ class TestContinuation:
 
     def test_what_cannot_be_begun_or_resumed(self, whole: CrossValidation, folder: Path) -> None:
         with pytest.raises(RunDirError, match=f"is finished: all {FOLD_COUNT} folds"):
-            cross_validate(CrossValidationRequest(resume=whole.path))
+            cross_validate(TrainRequest(resume=whole.path))
         for changed in ({"out": whole.path}, {"epochs": 1}):
             with pytest.raises(ConfigError, match="without other options"):
-                cross_validate(CrossValidationRequest(resume=whole.path, **changed))
+                cross_validate(TrainRequest(resume=whole.path, **changed))
+        with pytest.raises(ConfigError, match="--force: no gate"):
+            cross_validate(TrainRequest(resume=whole.path, force=True))
         with pytest.raises(RunDirError, match="never overwritten: continue it with `ssl-seg train --resume"):
             run_folds(whole.path, folder)
 

@@ -17,7 +17,7 @@ from interruption import killed
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from ssl_seg import LabelLadderRequest, climb_labels
+from ssl_seg import climb_labels
 from ssl_seg.config.layers import Layer, flatten, merge_layers
 from ssl_seg.data.splits.files import load_split, split_from_dict
 from ssl_seg.engine.engine import Engine
@@ -55,10 +55,11 @@ def climb(
     *settings: dict[str, Any],
     labels: tuple[float, ...] = LABELS,
     after: AfterEach = IN_SILENCE,
+    rounds: int = 0,
     **request: Any,
 ) -> Any:
     layers = tuple(Layer("--x", s) for s in (SETTINGS, {"data": {"root": str(data)}}, *settings))
-    return climb_labels(LabelLadderRequest(labels, layers, str(out), **request), after=after)
+    return climb_labels(TrainRequest(layers, out, **request), labels, after=after, rounds=rounds)
 
 
 @pytest.fixture(scope="module")
@@ -242,10 +243,10 @@ class TestContinuation:
                 if number == 0:
                     climb(out, particles_dir, {"bootstrap": {"start": "student"}}, force=True)
                 else:
-                    climb_labels(LabelLadderRequest(resume=out))
+                    climb_labels(TrainRequest(resume=out))
             assert load_study(LADDER, out).ending is None, point
             assert {name: state_of(out / name) for name in done} == done, point  # finished rungs are not touched
-        resumed = climb_labels(LabelLadderRequest(resume=str(out)))
+        resumed = climb_labels(TrainRequest(resume=out))
         assert resumed.trainings == whole.trainings
         for rung in whole.trainings:
             for name in ("last", "best"):
@@ -255,15 +256,21 @@ class TestContinuation:
 
     def test_a_finished_ladder(self, whole: LabelLadder) -> None:
         with pytest.raises(RunDirError, match="is finished: all 2 rungs"):
-            climb_labels(LabelLadderRequest(resume=whole.path))
+            climb_labels(TrainRequest(resume=whole.path))
 
     def test_other_options_are_refused(self, whole: LabelLadder, tmp_path: Path) -> None:
         for changed in (
-            {"labels": LABELS}, {"out": tmp_path / "x"}, {"epochs": 1},
-            {"layers": (Layer("--lr", {"optim": {"lr": 1.0}}),)},
+            {"out": tmp_path / "x"}, {"epochs": 1}, {"layers": (Layer("--lr", {"optim": {"lr": 1.0}}),)},
         ):  # fmt: skip
             with pytest.raises(ConfigError, match="without other options"):
-                climb_labels(LabelLadderRequest(resume=whole.path, **changed))
+                climb_labels(TrainRequest(resume=whole.path, **changed))
+        with pytest.raises(ConfigError, match="without other options"):
+            climb_labels(TrainRequest(resume=whole.path), LABELS)
+
+    @pytest.mark.parametrize("asked", [{"log": ("tensorboard",)}, {"profile": 2}, {"bootstrap": Path("a.pt")}])
+    def test_what_only_a_single_training_can_do(self, whole: LabelLadder, asked: dict[str, Any]) -> None:
+        with pytest.raises(ConfigError, match=f"^--{next(iter(asked))} works with a single training only"):
+            climb_labels(TrainRequest(resume=whole.path, **asked))
 
     @pytest.mark.parametrize(
         "change",
@@ -290,7 +297,7 @@ class TestContinuation:
         values = json.loads((tmp_path / "l" / "ladder.json").read_text())
         (tmp_path / "l" / "ladder.json").write_text(json.dumps({**values, "ending": None}))
         with FileLock(tmp_path / "l" / "lock"), pytest.raises(RunDirError, match="another process"):
-            climb_labels(LabelLadderRequest(resume=tmp_path / "l"))
+            climb_labels(TrainRequest(resume=tmp_path / "l"))
 
     def test_the_machine_of_the_first_rung_holds_for_all_and_the_gate_too(
         self, particles_dir: Path, tmp_path: Path
@@ -325,8 +332,8 @@ class TestEndings:
         assert not ladder.run_of(ladder.trainings[1]).path.exists()
         assert load_study(LADDER, out) == ladder
         with pytest.raises(RefusedError, match=r"(?s)ended at rung 2: .*not above trivial.*--force continues"):
-            climb_labels(LabelLadderRequest(resume=out))
-        ladder = climb_labels(LabelLadderRequest(resume=out, force=True))
+            climb_labels(TrainRequest(resume=out))
+        ladder = climb_labels(TrainRequest(resume=out, force=True))
         assert (ladder.ending, [r.status for r in ladder.trainings]) == ("finished", ["done", "done"])
         assert ladder.trainings[1].message == ""
 
@@ -339,8 +346,8 @@ class TestEndings:
         assert find_best_checkpoint(ladder) is None
         assert "non_finite" in ladder.trainings[0].codes
         with pytest.raises(RefusedError, match=r"rung 1: the monitor stopped its training: .*non_finite"):
-            climb_labels(LabelLadderRequest(resume=out))
-        ladder = climb_labels(LabelLadderRequest(resume=out, force=True))
+            climb_labels(TrainRequest(resume=out))
+        ladder = climb_labels(TrainRequest(resume=out, force=True))
         assert [(r.status, r.parent) for r in ladder.trainings] == [("collapsed", None)] * 2
         assert ladder.ending == "finished"
 
@@ -405,7 +412,7 @@ class TestBadInput:
         image = load_split(tmp_path / "l" / "split.yaml").val[0]
         (data / "images" / f"{image}.png").unlink()
         with pytest.raises(Exception, match=rf"(?s)^rung 2 \(labels 1\.0\): .*{image}.*ladder --resume"):
-            climb_labels(LabelLadderRequest(resume=tmp_path / "l"))
+            climb_labels(TrainRequest(resume=tmp_path / "l"))
 
 
 class TestCommand:
@@ -426,16 +433,16 @@ class TestCommand:
         ],
     )
     def test_labels_in_every_form(self, cli: Cli, labels: tuple[object, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-        seen: list[LabelLadderRequest] = []
+        seen: list[tuple[TrainRequest, tuple[float, ...]]] = []
 
-        def record(request: LabelLadderRequest, *_: object) -> LabelLadder:
-            seen.append(request)
+        def record(request: TrainRequest, labels: tuple[float, ...], *_: object, **__: object) -> LabelLadder:
+            seen.append((request, labels))
             raise RefusedError("enough")
 
         monkeypatch.setattr("ssl_seg.studies.label_ladder.climb_labels", record)
         assert cli("ladder", *labels, "--steps", 60, "--gate", "interval", "--force")[0] == 3
-        (request,) = seen
-        assert (request.labels, request.force) == ((0.5, 1.0), True)
+        ((request, amounts),) = seen
+        assert (amounts, request.force) == ((0.5, 1.0), True)
         assert dict(flatten(merge_layers(request.layers)[0])) == {"length.steps": 60, "bootstrap.gate": "interval"}
 
     def test_refused_told_and_forced(self, cli: Cli, config: Path, tmp_path: Path) -> None:
@@ -472,7 +479,7 @@ class TestCommand:
 
         monkeypatch.setattr("ssl_seg.studies.sequential.train", record)
         monkeypatch.setattr(RunDir, "read_ending", lambda _: None)
-        assert climb_labels(LabelLadderRequest(resume=out)).ending == "interrupted"
+        assert climb_labels(TrainRequest(resume=out)).ending == "interrupted"
         (request,) = requests
         assert request.resume == out / begun.name
         assert merge_layers(request.layers)[0]["runtime"] == {"accelerator": "auto", "devices": 1, "num_nodes": 1}

@@ -15,7 +15,7 @@ from interruption import killed
 from sklearn.metrics import jaccard_score
 from test_label_ladder import SETTINGS, climb, state_of
 
-from ssl_seg import LabelLadderRequest, climb_labels
+from ssl_seg import climb_labels
 from ssl_seg.config import BootstrapConfig, LengthConfig
 from ssl_seg.config.schedules import find_snapshots
 from ssl_seg.data.catalog import open_catalog
@@ -224,10 +224,10 @@ class TestContinuation:
                 if number == 0:
                     climb(out, particles_dir, SHORT, labels=(3,), rounds=1, force=True)
                 else:
-                    climb_labels(LabelLadderRequest(resume=out))
+                    climb_labels(TrainRequest(resume=out))
             if point == "round, within an epoch":
                 out = out.rename(tmp_path / "moved")
-        resumed = climb_labels(LabelLadderRequest(resume=out))
+        resumed = climb_labels(TrainRequest(resume=out))
         assert resumed.trainings == rounds.trainings
         for rung in rounds.trainings:
             one, two = (

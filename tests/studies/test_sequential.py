@@ -15,6 +15,7 @@ from ssl_seg.errors import ConfigError, RunDirError
 from ssl_seg.results.folds import FOLDS, CrossValidation, Fold
 from ssl_seg.results.study import StudyKind, load_study, save_study
 from ssl_seg.run.directory import RunDir
+from ssl_seg.run.request import TrainRequest
 from ssl_seg.studies.rungs import LADDER
 from ssl_seg.studies.sequential import anchor_layer, check_resumable, create_whole, read_machine
 
@@ -131,7 +132,7 @@ def test_a_study_is_continued_with_its_own_settings(tmp_path: Path) -> None:
     study = CrossValidation(tmp_path, (), (Fold(0, 3, 4), Fold(1, 3, 4)), minutes=2.0)
 
     def check(minutes: float | None = None, *others: object, layers: tuple[Layer, ...] = (), **changed: Any) -> Any:
-        return check_resumable(FOLDS, replace(study, **changed), layers, minutes, *others)
+        return check_resumable(FOLDS, replace(study, **changed), TrainRequest(layers, minutes=minutes), *others)
 
     assert check(layers=(Layer("--devices", {"runtime": {"devices": 2}}),)) == 2.0
     assert check(3.0) == 3.0
@@ -141,7 +142,7 @@ def test_a_study_is_continued_with_its_own_settings(tmp_path: Path) -> None:
     with pytest.raises(RunDirError, match="is finished: all 2 folds"):
         check(ending="finished")
     with pytest.raises(ConfigError, match="planned already"):
-        check_resumable(FOLDS, replace(study, minutes=None), (), 3.0)
+        check_resumable(FOLDS, replace(study, minutes=None), TrainRequest(minutes=3.0))
     (tmp_path / "fold0").mkdir()
     with pytest.raises(ConfigError, match="planned already"):
         check(3.0)

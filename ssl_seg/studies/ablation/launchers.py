@@ -22,7 +22,6 @@ from ssl_seg.engine.machine import count_cores
 from ssl_seg.errors import ConfigError
 from ssl_seg.studies.ablation.cells import CellFolder
 from ssl_seg.studies.ablation.worker import INVISIBLE
-from ssl_seg.studies.runner import Worker
 
 WORKER = "ssl_seg.studies.ablation.worker"
 RETRIES = 3
@@ -30,6 +29,16 @@ RETRIES = 3
 CONNECT_SECONDS = 5.0
 LOST = 1
 """Exit code of a task that died more often than it is started again."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A cell that was started somewhere."""
+
+    poll: Callable[[], int | None]
+    """Returns its exit code, or None while it waits or runs."""
+    stop: Callable[[], None]
+    """Asks it to save its state and end."""
 
 
 @dataclass(frozen=True)

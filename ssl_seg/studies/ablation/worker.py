@@ -28,6 +28,7 @@ from ssl_seg.inference.model import better_net
 from ssl_seg.inference.scoring import pack_cases
 from ssl_seg.networks.checkpoint import load_checkpoint
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
+from ssl_seg.run.request import TrainRequest
 from ssl_seg.run.training import train
 from ssl_seg.studies.ablation.cells import Cell, CellFolder, read_cell
 from ssl_seg.studies.ablation.spec import ScoreConfig
@@ -81,7 +82,8 @@ def _run(folder: CellFolder, wanted: ScoreConfig, parent: Path | None) -> int:
     cell, console, started = read_cell(folder), _Log(folder), time.monotonic()
     folder.tell_step(0)
     layer = Layer(f"cell {cell.id}", cell.config, is_file=True)
-    request = make_request(Training(folder.run, cell.name, (layer,), parent), note=console.note)
+    begun = Training(TrainRequest((layer,), bootstrap=parent), cell.name)
+    request = make_request(folder.run, begun, note=console.note)
     if request is not None and train(request, console).ending == "interrupted":
         return STOPPED
     score = _make_score(folder, cell, wanted, console)

@@ -14,7 +14,6 @@ from ablation_cases import WANTED, make_cell, write_score
 from ssl_seg.cli.ablate_view import show_cells
 from ssl_seg.errors import RunDirError
 from ssl_seg.files import write_json
-from ssl_seg.studies import runner
 from ssl_seg.studies.ablation import execute as execute_module
 from ssl_seg.studies.ablation.cells import (
     Cell,
@@ -32,8 +31,8 @@ from ssl_seg.studies.ablation.worker import HELD, INVISIBLE, NO_SPACE
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "TICK", 0.0)
-    monkeypatch.setattr(runner, "HELD_PAUSE", 0.0)
+    monkeypatch.setattr(execute_module, "TICK", 0.0)
+    monkeypatch.setattr(execute_module, "HELD_PAUSE", 0.0)
 
 
 class MadeUp:
