@@ -39,7 +39,7 @@ from torch import nn
 
 from ssl_seg.cli.main import main as run_command
 from ssl_seg.config.layers import Layer
-from ssl_seg.data.formats.stored import RowReader
+from ssl_seg.data.formats.stored import LazyArray
 from ssl_seg.data.views.transforms import measure_intensity, normalize
 from ssl_seg.data.volumes import split_suffix, write_mask, write_probabilities
 from ssl_seg.inference.model import Model
@@ -118,13 +118,14 @@ def train_small(folder: Path, ndim: int) -> Path:
 def write_image(path: Path, shape: tuple[int, ...]) -> None:
     """Write uint8 steps under noise; TIFF is packed where the name says ``packed``, a 2D image by tiles of 256²."""
 
-    def read(start: int, stop: int) -> NDArray[np.uint8]:
+    def read(rows: slice) -> NDArray[np.uint8]:
+        start, stop, _ = rows.indices(shape[0])
         noise = np.random.default_rng(start).integers(0, 40, (stop - start, *shape[1:]), np.uint8)
         places = np.ix_(np.arange(start, stop), *(np.arange(size) for size in shape[1:]))
         return (noise + sum(place // 16 * 37 % 61 for place in places)).astype(np.uint8)
 
     is_plain = path.suffix == ".tif" and ".packed" not in path.name
-    (write_probabilities if is_plain else write_mask)(path, RowReader(shape, np.dtype(np.uint8), read))
+    (write_probabilities if is_plain else write_mask)(path, LazyArray(shape, np.dtype(np.uint8), read))
 
 
 def leave_out_networks() -> None:

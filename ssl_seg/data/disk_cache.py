@@ -195,13 +195,9 @@ def fill_disk_cache(
     """
     missed, reason, held = 0, "", cache.measure()
     for case in track(catalog.cases, len(catalog.cases)):
-        copies = (
-            _plan_copies(cache, catalog, case)
-            if resample_to is None
-            else _plan_resampled(cache, catalog, case, resample_to, spacing)
-        )
+        grid = None if resample_to is None else find_grid(catalog, case, resample_to, spacing)
         try:
-            for path, make, least in copies:
+            for path, make, least in _plan_copies(cache, catalog, case, grid):
                 if path is not None and not path.is_file():
                     held += cache.write(path, make, least, held)
         except DiskFullError as error:
@@ -213,38 +209,24 @@ _Copy = tuple[Path | None, Callable[[], NDArray[Any]], int]
 """A place, what makes the voxels, and how many bytes these have at least."""
 
 
-def _plan_copies(cache: DiskCache, catalog: Catalog, case: Case) -> Iterator[_Copy]:
-    """Yield the copies to make of files that are decoded whole, of large images only; opens no file."""
-    facts, reading = catalog.facts[case.id], catalog.reading
-    size = prod(facts.shape) * facts.channels * np.dtype(facts.dtype).itemsize
-    locations = (case.image, *case.more_channels)
-    if size < WORTH_A_COPY:
+def _plan_copies(cache: DiskCache, catalog: Catalog, case: Case, grid: Grid | None) -> Iterator[_Copy]:
+    """Yield the copies to make on a grid, or without one, of large files that are decoded whole; opens no file."""
+    facts, reading, locations = catalog.facts[case.id], catalog.reading, (case.image, *case.more_channels)
+    shape, itemsize = (facts.shape, np.dtype(facts.dtype).itemsize) if grid is None else (grid.shape, 4)
+    size = prod(shape) * facts.channels * itemsize
+    if grid is None and size < WORTH_A_COPY:
         return
-    if facts.decoded[0] and (len(facts.shape) == 3 or facts.channels == 1):
-        yield cache.name(*locations, reading=reading), lambda: open_image(*locations, reading=reading).read(), size
-    if facts.decoded[1] and (mask := case.mask) is not None:
-        path = cache.name(mask, is_mask=True, reading=reading)
-        yield path, lambda: open_mask(mask, reading=reading).read(), prod(facts.shape)
-
-
-def _plan_resampled(
-    cache: DiskCache,
-    catalog: Catalog,
-    case: Case,
-    resample_to: tuple[float, ...],
-    spacing: tuple[float, ...] | None,
-) -> Iterator[_Copy]:
-    facts, reading = catalog.facts[case.id], catalog.reading
-    grid = find_grid(catalog, case, resample_to, spacing)
-    shape, locations = grid.shape, (case.image, *case.more_channels)
 
     def make_image() -> NDArray[Any]:
-        return resample_image(take_region(open_image(*locations, reading=reading), case.region).read(), shape)
+        image = open_image(*locations, reading=reading)
+        return image.read() if grid is None else resample_image(take_region(image, grid.region).read(), shape)
 
-    def make_mask(mask: str) -> NDArray[Any]:
-        return resample_labels(take_region(open_mask(mask, reading=reading), case.region).read()[0], shape)[None]
+    def make_mask(location: str) -> NDArray[Any]:
+        mask = open_mask(location, reading=reading)
+        return mask.read() if grid is None else resample_labels(take_region(mask, grid.region).read()[0], shape)[None]
 
-    yield cache.name(*locations, reading=reading, grid=grid), make_image, 4 * facts.channels * prod(shape)
-    if case.mask is not None:
+    if grid or (facts.decoded[0] and (len(shape) == 3 or facts.channels == 1)):
+        yield cache.name(*locations, reading=reading, grid=grid), make_image, size
+    if case.mask is not None and (grid or facts.decoded[1]):
         path = cache.name(case.mask, is_mask=True, reading=reading, grid=grid)
         yield path, partial(make_mask, case.mask), prod(shape)

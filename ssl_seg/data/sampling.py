@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_seg.data.formats.stored import Voxels
+from ssl_seg.data.formats.stored import AnyArray
 
 _PASSES = 16
 """Orders that are remembered: of 1,000,000 cases one takes 8 MB, and 30 ms to make."""
@@ -240,7 +240,7 @@ def locate_box(
     return inside, placed
 
 
-def crop(array: Voxels, start: Sequence[int], patch_size: Sequence[int], pad_value: float) -> NDArray[np.generic]:
+def crop(array: AnyArray, start: Sequence[int], patch_size: Sequence[int], pad_value: float) -> NDArray[np.generic]:
     """Cut a box out of the last ``len(patch_size)`` axes; what lies outside the array becomes ``pad_value``."""
     lead = array.shape[: array.ndim - len(patch_size)]
     inside, placed = locate_box(start, patch_size, array.shape[len(lead) :])

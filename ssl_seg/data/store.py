@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from ssl_seg.data.blocks import BLOCK_BYTES, iterate_blocks
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.disk_cache import DiskCache, Grid, find_grid, open_copy
-from ssl_seg.data.facts import OpenedCase, format_size, open_case
-from ssl_seg.data.formats.stored import BoxReader, Voxels, take_region
+from ssl_seg.data.facts import OpenedCase, format_size
+from ssl_seg.data.formats.stored import AnyArray, LazyArray, merge_equal_channels, take_region
 from ssl_seg.data.instances import make_target
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.resample import compute_resampled_shape, resample_image, resample_labels
 from ssl_seg.data.sampling import derive_rng, locate_box
 from ssl_seg.data.views.transforms import Intensity, find_gaps, make_window, measure_intensity, measure_parts
-from ssl_seg.data.volumes import Stored, open_image, open_mask, read_image, read_mask
+from ssl_seg.data.volumes import Stored, open_image, open_mask
 from ssl_seg.errors import DataError
 from ssl_seg.labels import IGNORE_INDEX, to_target
 
@@ -48,8 +48,8 @@ class LoadedCase:
     are.
     """
 
-    image: Voxels
-    target: Voxels | None
+    image: AnyArray
+    target: AnyArray | None
     foreground: tuple[NDArray[np.integer], ...]
     intensity: Intensity
     voxels_each: tuple[int, ...] = ()
@@ -70,6 +70,9 @@ class WholeCase:
     image: NDArray[np.generic]
     target: NDArray[np.int16] | None
     spacing: tuple[float, ...] | None
+
+
+Image = TypeVar("Image")
 
 
 class CaseStore:
@@ -143,27 +146,31 @@ class CaseStore:
         spacing = self.spacing or self.catalog.facts[case_id].spacing
         if self.resample_to is None:
             loaded = self.load(case_id)
-            if isinstance(loaded.image, np.ndarray) and not isinstance(loaded.target, BoxReader):
+            if isinstance(loaded.image, np.ndarray) and not isinstance(loaded.target, LazyArray):
                 return WholeCase(loaded.image, loaded.target, spacing)
-        return WholeCase(*self._read_whole(case), spacing)
+        image, mask = self._read_arrays(case, self._open(case))
+        return WholeCase(image, self._make_target(case, image, mask), spacing)
 
     def _read(self, case: Case) -> LoadedCase:
-        image: NDArray[np.generic]
-        if self.resample_to is not None:
+        if self.resample_to is None:
+            opened = self._open(case)
+            if opened[0].by_box and not self.fits:
+                return self._load_by_box(case, *opened)
+            image, mask = self._read_arrays(case, opened)
+        else:
             grid = find_grid(self.catalog, case, self.resample_to, self.spacing)
-            if not self.fits and (copies := self._find_resampled(case, grid)) is not None:
-                return self._open_by_box(case, *copies)
-            image, mask = self._read_arrays(case)
+            copy, mask_copy = (None, None) if self.fits else self._open_copies(case, grid)
+            if copy is not None and (mask_copy is not None or case.mask is None):
+                return self._load_by_box(case, copy, mask_copy)
+            image, mask = self._read_arrays(case, self._open(case))
             image = resample_image(image, grid.shape)
             # The mask and not its target: objects are thicker or thinner on another grid.
-            target = (
-                None if mask is None else self._to_target(resample_labels(mask, grid.shape), self._beside(case, image))
-            )
-        elif not self.fits and (stored := self._open_image(case)).by_box:
-            return self._open_by_box(case, stored, None if case.mask is None else self._open_mask(case, case.mask))
-        else:
-            image, target = self._read_whole(case)
+            mask = None if mask is None else resample_labels(mask, grid.shape)
         intensity = self._fixed_intensity or measure_intensity(image)
+        return self._load(case, image, self._make_target(case, image, mask), intensity)
+
+    def _load(self, case: Case, image: AnyArray, target: NDArray[np.int16] | None, intensity: Intensity) -> LoadedCase:
+        """Return a case that has its target in memory, or none."""
         if target is None:
             return LoadedCase(image, None, (), intensity)
         foreground, each, annotated = _find_points([(0, target)], self._count_voxels(case, [target]))
@@ -196,31 +203,30 @@ class CaseStore:
         low, high, mean, std = (np.full(self.channels, figure) for figure in (seen.low, seen.high, seen.mean, width))
         return Intensity(low, high, mean, std)
 
-    def _open_image(self, case: Case) -> Stored:
-        locations, reading = (case.image, *case.more_channels), self.catalog.reading
-        copy = None if self.disk_cache is None else self.disk_cache.find(*locations, reading=reading)
-        if copy is None:
-            return open_image(*locations, reading=reading) if case.region is None else self._open_part(case)[0]
-        return take_region(open_copy(copy), case.region)
+    def _open(self, case: Case) -> OpenedCase:
+        """Return image and mask of a case, opened; all parts of an image share what is decoded."""
+        files = replace(case, id="", region=None)
+        if case.region is None:
+            return self._open_files(files)
+        if self._opened is None or self._opened[0] != files:
+            self._opened = None  # free the last image before the next one is decoded
+            self._opened = files, self._open_files(files)
+        image, mask = self._opened[1]
+        return take_region(image, case.region), mask and take_region(mask, case.region)
 
-    def _open_mask(self, case: Case, location: str) -> Stored:
-        reading = self.catalog.reading
-        copy = None if self.disk_cache is None else self.disk_cache.find(location, is_mask=True, reading=reading)
-        part = None if case.region is None or copy is not None else self._open_part(case)[1]
-        return part or take_region(
-            open_mask(location, reading=reading) if copy is None else open_copy(copy), case.region
-        )
+    def _open_files(self, case: Case) -> OpenedCase:
+        (image, mask), reading = self._open_copies(case), self.catalog.reading
+        image = image or open_image(case.image, *case.more_channels, reading=reading)
+        return image, mask or (None if case.mask is None else open_mask(case.mask, reading=reading))
 
-    def _find_resampled(self, case: Case, grid: Grid) -> tuple[Stored, Stored | None] | None:
-        """Return the copies of image and mask on a grid; None unless all that are needed are there."""
+    def _open_copies(self, case: Case, grid: Grid | None = None) -> tuple[Stored | None, Stored | None]:
+        """Return the decoded copies of image and mask, on the grid of the files or another one, where they are."""
         if self.disk_cache is None:
-            return None
+            return None, None
         find = partial(self.disk_cache.find, reading=self.catalog.reading, grid=grid)
-        image = find(case.image, *case.more_channels)
-        mask = None if case.mask is None else find(case.mask, is_mask=True)
-        if image is None or (mask is None and case.mask is not None):
-            return None
-        return open_copy(image), None if mask is None else open_copy(mask)
+        paths = find(case.image, *case.more_channels), case.mask and find(case.mask, is_mask=True)
+        image, mask = (open_copy(path) if path else None for path in paths)
+        return image, mask
 
     def load_objects(self, case_id: str) -> NDArray[np.int32] | None:
         """Return 0, the numbers 1..n of the objects and IGNORE_INDEX (*S), on the grid of the file.
@@ -233,38 +239,24 @@ class CaseStore:
         if self.catalog.meaning.kind != "instances":
             return None
         case = self.catalog.case(case_id)
-        image, mask = self._read_arrays(case)
+        image, mask = self._read_arrays(case, self._open(case))
         return None if mask is None else self._to_objects(mask, self._beside(case, image))
 
-    def _read_whole(self, case: Case) -> tuple[NDArray[np.generic], NDArray[np.int16] | None]:
-        image, mask = self._read_arrays(case)
-        return image, None if mask is None else self._to_target(mask, self._beside(case, image))
+    def _read_arrays(
+        self, case: Case, opened: OpenedCase
+    ) -> tuple[NDArray[np.generic], NDArray[np.integer[Any]] | None]:
+        """Return image (C,*S) and mask (*S) as stored."""
+        image, mask = opened
+        return fit_channels(image.read(), self.channels, case.image), None if mask is None else mask.read()[0]
 
-    def _beside(self, case: Case, image: NDArray[np.generic]) -> NDArray[np.generic] | None:
+    def _beside(self, case: Case, image: Image) -> Image | None:
         """Return the image where it has gaps, which its target has too."""
         return image if self.catalog.facts[case.id].missing else None
 
-    def _read_arrays(self, case: Case) -> tuple[NDArray[np.generic], NDArray[Any] | None]:
-        """Return image (C,*S) and mask (*S) as stored."""
-        if case.region is not None:
-            opened, mask = self._open_part(case)
-            image = fit_channels(opened.read(), self.channels, case.image)
-            labels = None if mask is None else mask.read()[0]
-        else:
-            reading = self.catalog.reading
-            stored = read_image(case.image, *case.more_channels, reading=reading)
-            image = fit_channels(stored, self.channels, case.image)
-            labels = None if case.mask is None else read_mask(case.mask, reading=reading)
-        return image, labels
-
-    def _open_part(self, case: Case) -> OpenedCase:
-        """Return the part of its files that a case is; files that were opened last are not decoded again."""
-        files = replace(case, id="", region=None)
-        if self._opened is None or self._opened[0] != files:
-            self._opened = None  # free the last image before the next one is decoded
-            self._opened = files, open_case(files, self.catalog.reading)
-        image, mask = self._opened[1]
-        return take_region(image, case.region), mask and take_region(mask, case.region)
+    def _make_target(
+        self, case: Case, image: NDArray[np.generic], mask: NDArray[np.integer[Any]] | None
+    ) -> NDArray[np.int16] | None:
+        return None if mask is None else self._to_target(mask, self._beside(case, image))
 
     def _to_target(self, mask: NDArray[Any], image: NDArray[np.generic] | None = None) -> NDArray[np.int16]:
         """Return the target of a mask; where its image (C,*S) has gaps, whatever the mask holds is ignored."""
@@ -285,21 +277,20 @@ class CaseStore:
             objects[gaps] = IGNORE_INDEX
         return objects
 
-    def _box_to_target(self, box: NDArray[np.integer], image: NDArray[np.generic] | None = None) -> NDArray[np.int16]:
-        return self._to_target(box[0], image)
+    def _read_target(self, mask: Stored, beside: Stored | None, key: tuple[Any, ...]) -> NDArray[np.int16]:
+        """Return the target of a box: the ``key`` without its first entry."""
+        return self._to_target(mask.read(key[1:])[0], None if beside is None else beside.read(key[1:]))
 
-    def _open_by_box(self, case: Case, stored: Stored, mask: Stored | None) -> LoadedCase:
-        shape, fit = stored.shape[1:], partial(fit_channels, channels=self.channels, where=case.image)
-        image = BoxReader(stored, (self.channels, *shape), stored.dtype, fit)
+    def _load_by_box(self, case: Case, stored: Stored, mask: Stored | None) -> LoadedCase:
+        image, shape = read_fitting(stored, self.channels, case.image), stored.shape[1:]
         intensity = self._fixed_intensity or self._known_intensity(case) or measure_by_block(stored, self.channels)
         if mask is None:
-            return LoadedCase(image, None, (), intensity)
-        beside = stored if self.catalog.facts[case.id].missing else None
+            return self._load(case, image, None, intensity)
+        beside = self._beside(case, stored)
+        reader = LazyArray(shape, np.dtype(np.int16), partial(self._read_target, mask, beside))
         if not mask.by_box or self.catalog.meaning.task == "instances":
             # Decoded anyway, or objects, whose target takes all of them: as an array it counts for the limit.
-            target = self._box_to_target(mask.read(), None if beside is None else beside.read())
-            foreground, each, annotated = _find_points([(0, target)], self._count_voxels(case, [target]))
-            return LoadedCase(image, target, foreground, intensity, each, annotated)
+            return self._load(case, image, reader[(..., *(slice(0, n) for n in shape))], intensity)
 
         def read_target() -> Iterator[tuple[int, NDArray[np.int16]]]:
             for block in iterate_blocks(mask):
@@ -307,7 +298,6 @@ class CaseStore:
 
         counted = () if self.resample_to is None else (target for _, target in read_target())
         foreground, each, annotated = _find_points(read_target(), self._count_voxels(case, counted))
-        reader = BoxReader(mask, shape, np.dtype(np.int16), self._box_to_target, beside)
         return LoadedCase(image, reader, foreground, intensity, each, annotated)
 
     def _count_voxels(self, case: Case, pieces: Iterable[NDArray[np.int16]]) -> list[int]:
@@ -405,7 +395,7 @@ def measure_by_block(image: Stored, channels: int, block_bytes: int = BLOCK_BYTE
 
 
 def fit_channels(image: NDArray[np.generic], channels: int, where: str) -> NDArray[np.generic]:
-    """Return (C,*S) with the wanted number of channels; a gray image is a color image with equal channels.
+    """Return (C,*S) with the wanted number of channels; a gray image is a color image with equal channels, and back.
 
     Raises:
         DataError: for any other number of channels.
@@ -414,8 +404,23 @@ def fit_channels(image: NDArray[np.generic], channels: int, where: str) -> NDArr
         return image
     if (len(image), channels) == GRAY_FOR_COLOR:
         return np.repeat(image, channels, axis=0)
+    if (channels, len(image)) == GRAY_FOR_COLOR and len(gray := merge_equal_channels(image)) == channels:
+        return gray
     own = "1 channel" if len(image) == 1 else f"{len(image)} channels"
     raise DataError(f"{where} has {own} and the network takes {channels}: convert it first")
+
+
+def read_fitting(image: Stored, channels: int, where: str) -> LazyArray:
+    """Return an opened image as an array that is read by box, with the wanted number of channels.
+
+    Raises:
+        DataError: see ``fit_channels``; when a box is read.
+    """
+    return LazyArray((channels, *image.shape[1:]), image.dtype, partial(_read_fitting, image, channels, where))
+
+
+def _read_fitting(image: Stored, channels: int, where: str, key: tuple[Any, ...]) -> NDArray[np.generic]:
+    return fit_channels(image.read(key[1:]), channels, where)
 
 
 def cut_unit(case: LoadedCase, start: Sequence[int], patch_size: Sequence[int]) -> NDArray[np.float32]:

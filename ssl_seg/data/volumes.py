@@ -39,10 +39,10 @@ from ssl_seg.data.formats.numpy_files import write_npy
 from ssl_seg.data.formats.pixels import merge_label_channels
 from ssl_seg.data.formats.slices import repeat_slices, sort_slices, stack_slices
 from ssl_seg.data.formats.stored import (
+    AnyArray,
     Fetch,
     Gaps,
     Geometry,
-    Rows,
     Stored,
     cut,
     from_array,
@@ -269,7 +269,7 @@ def list_arrays(path: Path) -> tuple[str, ...]:
     return tuple(_list_arrays(path, _check_start(path)))
 
 
-def write_mask(path: Path, mask: Rows, geometry: Geometry | None = None) -> None:
+def write_mask(path: Path, mask: AnyArray, geometry: Geometry | None = None) -> None:
     """Write a mask as ``.png`` (Y, X), ``.tif`` (zlib), ``.nii``, ``.nii.gz``, ``.npy``, ``.h5`` or OME-Zarr.
 
     Replaces ``path`` in one step; a Zarr store, which is a folder, in two.
@@ -306,7 +306,7 @@ def write_labels(path: Path, labels: NDArray[np.integer[Any]], geometry: Geometr
     _write_array(path, stored, geometry, "numbers of objects are")
 
 
-def write_probabilities(path: Path, probs: Rows, geometry: Geometry | None = None) -> None:
+def write_probabilities(path: Path, probs: AnyArray, geometry: Geometry | None = None) -> None:
     """Write (*S) probabilities in a format of ``write_mask`` but PNG; TIFF is uncompressed, so that it can be mapped.
 
     Raises:
@@ -320,7 +320,7 @@ def lay_out_as_file(array: NDArray[np.generic], path: Path, geometry: Geometry |
     return array if split_suffix(path.name)[1] in _ONE_FRAME else undo_orientation(array, geometry)
 
 
-def _write_array(path: Path, array: Rows, geometry: Geometry | None, what: str, *, are_labels: bool = True) -> None:
+def _write_array(path: Path, array: AnyArray, geometry: Geometry | None, what: str, *, are_labels: bool = True) -> None:
     """Write labels, or probabilities, in the format of the suffix; ``what`` they are begins the error for others."""
     suffix, is_plane = split_suffix(path.name)[1], are_labels and array.ndim == 2
     if suffix == ".png" and is_plane:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ssl_seg.data.formats.stored import Voxels
+from ssl_seg.data.formats.stored import AnyArray
 from ssl_seg.data.resample import compute_resampled_shape, resample_image
 from ssl_seg.data.views.transforms import Intensity, find_gaps, make_window, measure_intensity
 from ssl_seg.errors import DataError, is_out_of_memory
@@ -117,7 +117,7 @@ class Predictor:
         return resample_image(self._predict(resample_image(image, shape), compute), image.shape[1:])
 
     def stream(
-        self, image: Voxels, intensity: Intensity, box: Box | None = None
+        self, image: AnyArray, intensity: Intensity, box: Box | None = None
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield the first row and the probabilities (K,n,*lateral) of some rows of an image, one behind the other.
 
@@ -141,7 +141,7 @@ class Predictor:
 
     def _stitch(
         self,
-        image: Voxels,
+        image: AnyArray,
         compute: Callable[[Tensor], Tensor],
         intensity: Intensity,
         box: Box,

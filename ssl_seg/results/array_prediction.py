@@ -13,6 +13,7 @@ from ssl_seg.config import DataConfig
 from ssl_seg.data.formats.layout import lay_out_array
 from ssl_seg.data.formats.stored import Stored, from_array, leave_out, name_errors
 from ssl_seg.data.reading import make_reading
+from ssl_seg.data.store import fit_channels
 from ssl_seg.engine.machine import own_defaults
 from ssl_seg.inference.calibration import check_threshold
 from ssl_seg.inference.decision import clean_classes
@@ -21,7 +22,6 @@ from ssl_seg.results.mask_making import (
     MaskMaker,
     PredictRequest,
     check_dimensions,
-    fit_image_channels,
     open_maker,
     open_networks,
     read_whole,
@@ -73,7 +73,7 @@ class ArrayPredictor:
         voxel = data.spacing if spacing is None else tuple(map(float, spacing))
         stored = _hold(np.asarray(image), data)
         check_dimensions(stored, _NAME, data)
-        fit = partial(fit_image_channels, (_NAME,), data.channels)
+        fit = partial(fit_channels, channels=data.channels, where=_NAME)
         stored, voxels, intensity = read_whole(stored, partial(_hold, np.asarray(image)), data, fit)
         box = tuple(slice(0, size) for size in voxels.shape[1:])
         _, outputs = next(self.maker.turn(voxel).predict(voxels, intensity, voxel, box))

@@ -21,10 +21,10 @@ from ssl_seg.config import DataConfig
 from ssl_seg.data.blocks import iterate_blocks
 from ssl_seg.data.catalog import Track
 from ssl_seg.data.facts import format_size
-from ssl_seg.data.formats.stored import BoxReader, RowReader, Rows, Voxels, iterate_rows, merge_equal_channels
+from ssl_seg.data.formats.stored import AnyArray, LazyArray, iterate_rows
 from ssl_seg.data.nodata import OddValues, looks_written
 from ssl_seg.data.reading import make_reading
-from ssl_seg.data.store import fit_channels, measure_by_block
+from ssl_seg.data.store import fit_channels, measure_by_block, read_fitting
 from ssl_seg.data.views.transforms import MEASURED_VOXELS, Intensity, measure_intensity
 from ssl_seg.data.volumes import (
     Geometry,
@@ -158,7 +158,7 @@ class MaskMaker:
     """Checkpoint of the first network."""
 
     def predict(
-        self, image: Voxels, intensity: Intensity, spacing: tuple[float, ...] | None, box: Box
+        self, image: AnyArray, intensity: Intensity, spacing: tuple[float, ...] | None, box: Box
     ) -> Generator[tuple[int, dict[str, NDArray[Any]]], None, None]:
         """Yield the first row and the outputs of some rows of a box; of an array, of all rows at once.
 
@@ -248,7 +248,7 @@ def make_mask(
     identity = job.identify_image()  # before it is read: it may change while its mask is made
     stored = open_job_image(job, data)
     check_dimensions(stored, job.locations[0], data)
-    shape, fit = stored.shape[1:], partial(fit_image_channels, job.locations, channels)
+    shape, fit = stored.shape[1:], partial(fit_channels, channels=channels, where=job.locations[0])
     stated = None if stored.geometry is None else stored.geometry.spacing
     spacing = maker.request.spacing or stated or data.spacing
     maker = maker.turn(spacing)
@@ -265,7 +265,7 @@ def make_mask(
             return None
         claim.release()
         stored, pieces, intensity = opened
-        image = BoxReader(stored, (channels, *shape), stored.dtype, fit)
+        image = read_fitting(stored, channels, job.locations[0])
         for _ in track(pieces.make(partial(maker.predict, image, intensity, spacing)), pieces.left):
             pass
         found: list[float] = []
@@ -389,7 +389,7 @@ def _write_outputs(
     maker: MaskMaker,
     geometry: Geometry | None,
     spacing: tuple[float, ...] | None,
-    outputs: Mapping[str, Rows],
+    outputs: Mapping[str, AnyArray],
     read_image: Callable[[], NDArray[np.generic]],
 ) -> float:
     """Write probabilities, objects, then the mask, each in one step; return the share of foreground.
@@ -412,12 +412,12 @@ def _write_outputs(
     return sum(int(np.count_nonzero(rows)) for _, rows in iterate_rows(classes)) / prod(classes.shape)
 
 
-def _to_values(classes: Rows, label_values: Sequence[int]) -> Rows:
+def _to_values(classes: AnyArray, label_values: Sequence[int]) -> AnyArray:
     """Return the values of the training masks for class indices."""
     if isinstance(classes, np.ndarray):
         return to_mask(classes, label_values)
     dtype = to_mask(np.zeros(1, np.uint8), label_values).dtype
-    return RowReader(classes.shape, dtype, lambda a, b: to_mask(classes[a:b], label_values))
+    return LazyArray(classes.shape, dtype, lambda rows: to_mask(classes[rows], label_values))
 
 
 def compute_entropy(probs: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -430,9 +430,3 @@ def _list_probability_suffixes(label_values: Sequence[int]) -> dict[str, int]:
     """Return what is put behind the name of each foreground class's file, its mask value, and the class index."""
     several = len(label_values) > 2
     return {f"_prob{value if several else ''}": label for label, value in enumerate(label_values) if label > 0}
-
-
-def fit_image_channels(locations: tuple[str, ...], channels: int, voxels: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Return voxels with the channels that the network takes."""
-    image = merge_equal_channels(voxels) if len(locations) == 1 else voxels
-    return fit_channels(image, channels, locations[0])

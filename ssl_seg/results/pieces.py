@@ -26,7 +26,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from ssl_seg.data.formats.stored import RowReader
+from ssl_seg.data.formats.stored import LazyArray
 from ssl_seg.files import atomic_write, take_lock
 from ssl_seg.inference.stitching import Box, divide_laterally
 from ssl_seg.results.claims import WAIT, try_lock
@@ -101,11 +101,12 @@ class Pieces:
         shutil.rmtree(self.folder, ignore_errors=True)
         return own
 
-    def open(self, name: str) -> RowReader:
+    def open(self, name: str) -> LazyArray:
         """Return one of the outputs, put together."""
         dtype = np.load(self._path(0, name), mmap_mode="r").dtype
 
-        def read(start: int, stop: int) -> NDArray[Any]:
+        def read(wanted: slice) -> NDArray[Any]:
+            start, stop, _ = wanted.indices(self.shape[0])
             found = np.empty((stop - start, *self.shape[1:]), dtype)
             for number, (rows, *lateral) in enumerate(self.boxes):
                 first, last = max(start, rows.start), min(stop, rows.stop)
@@ -114,7 +115,7 @@ class Pieces:
                     found[(slice(first - start, last - start), *lateral)] = piece
             return found
 
-        return RowReader(self.shape, dtype, read)
+        return LazyArray(self.shape, dtype, read)
 
     def _find_done(self) -> set[int]:
         return {number for number in range(len(self.boxes)) if self._path(number, "").exists()}

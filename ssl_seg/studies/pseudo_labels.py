@@ -23,7 +23,7 @@ from scipy.stats import spearmanr
 from ssl_seg import __version__
 from ssl_seg.config import BootstrapConfig
 from ssl_seg.data.catalog import Track
-from ssl_seg.data.formats.stored import Voxels
+from ssl_seg.data.formats.stored import AnyArray
 from ssl_seg.data.open import open_data, open_store
 from ssl_seg.data.pseudo_labels import PSEUDO_LABELS_FILE, SCHEMA
 from ssl_seg.data.splits.files import split_from_dict
@@ -260,7 +260,7 @@ def _read_image(store: CaseStore, case_id: str) -> NDArray[np.generic]:
     return _read_all(image, image.shape[1:])
 
 
-def _read_all(voxels: Voxels, shape: Sequence[int]) -> NDArray[Any]:
+def _read_all(voxels: AnyArray, shape: Sequence[int]) -> NDArray[Any]:
     """Return all voxels of an array of the spatial shape (*S)."""
     box: tuple[Any, ...] = (..., *(slice(0, size) for size in shape))
     return np.asarray(voxels[box])

@@ -404,10 +404,12 @@ def test_store_keeps_within_its_limit_and_reads_again(catalog: Catalog) -> None:
 
 def test_channels() -> None:
     gray = np.arange(4).reshape(1, 2, 2)
-    assert np.array_equal(fit_channels(gray, 3, "x")[2], gray[0])
+    color = fit_channels(gray, 3, "x")
+    assert np.array_equal(color[2], gray[0])
+    assert np.array_equal(fit_channels(color, 1, "x"), gray)
     for channels, wanted in ((3, 1), (1, 2), (1, 4), (2, 3)):
         with pytest.raises(DataError, match=rf"{channels} channels? and the network takes {wanted}"):
-            fit_channels(np.zeros((channels, 2, 2)), wanted, "x.png")
+            fit_channels(np.arange(4 * channels).reshape(channels, 2, 2), wanted, "x.png")
 
 
 def test_probe_is_fixed_covers_cases_in_turn_and_may_be_empty(source: PatchSource) -> None:

@@ -20,7 +20,7 @@ from ssl_seg.config.layers import Layer, check_partial, merge_layers, validate
 from ssl_seg.data.audit.doctor import audit
 from ssl_seg.data.catalog import CatalogSettings, open_catalog
 from ssl_seg.data.facts import read_facts
-from ssl_seg.data.formats.stored import BoxReader
+from ssl_seg.data.formats.stored import LazyArray
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.nodata import FEWEST
 from ssl_seg.data.reading import Reading
@@ -110,7 +110,7 @@ def test_the_voxels_take_no_part(
     expected = (image[..., 5:] - image[..., 5:].mean(dtype=np.float64)) / image[..., 5:].std(dtype=np.float64)
     for memory in (2**31, 0):  # whole, and by box
         case = CaseStore(catalog, 1, memory).load("0")
-        assert isinstance(case.image, BoxReader) == (memory == 0)
+        assert isinstance(case.image, LazyArray) == (memory == 0)
         everything = (slice(None),) * ndim
         assert case.target is not None
         patch, target = case.image[(slice(None), *everything)], case.target[(Ellipsis, *everything)]

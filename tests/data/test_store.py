@@ -28,7 +28,7 @@ from ssl_seg.data import disk_cache
 from ssl_seg.data import store as store_module
 from ssl_seg.data.catalog import Catalog, CatalogSettings, open_catalog
 from ssl_seg.data.disk_cache import DiskCache, fill_disk_cache, open_disk_cache
-from ssl_seg.data.formats.stored import BoxReader
+from ssl_seg.data.formats.stored import LazyArray
 from ssl_seg.data.loader import PatchSource
 from ssl_seg.data.reading import Reading
 from ssl_seg.data.store import CaseStore, _choose_ranks, _find_points, cut_unit, decoded_bytes
@@ -63,8 +63,8 @@ class TestByBox:
     def test_a_box_is_that_of_the_array_in_memory(self, catalog: Catalog, start: tuple[int, ...]) -> None:
         near, far = CaseStore(catalog, 1).load("1"), CaseStore(catalog, 1, max_bytes=1).load("1")
         assert isinstance(near.image, np.ndarray)
-        assert isinstance(far.image, BoxReader)
-        assert isinstance(far.target, BoxReader)
+        assert isinstance(far.image, LazyArray)
+        assert isinstance(far.target, LazyArray)
         np.testing.assert_allclose(cut_unit(far, start, (8, 8, 8)), cut_unit(near, start, (8, 8, 8)), atol=1e-6)
         assert near.target is not None
         inside = tuple(slice(max(s, 0), s + 8) for s in start)
@@ -124,7 +124,7 @@ class TestByBox:
         size = decoded_bytes(catalog)
         assert size == 2 * 3 * np.prod(SHAPE)
         assert isinstance(CaseStore(catalog, 1, max_bytes=size).load("0").image, np.ndarray)
-        assert isinstance(CaseStore(catalog, 1, max_bytes=size - 1).load("0").image, BoxReader)
+        assert isinstance(CaseStore(catalog, 1, max_bytes=size - 1).load("0").image, LazyArray)
 
     def test_an_image_and_its_mask_in_one_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(disk_cache, "WORTH_A_COPY", 1)
@@ -152,7 +152,7 @@ class TestByBox:
         for path in (folder / "masks").iterdir():
             tifffile.imwrite(path, tifffile.imread(path), compression="zlib", photometric="minisblack")
         case = CaseStore(open_catalog(str(folder)), 1, max_bytes=1).load("0")
-        assert isinstance(case.image, BoxReader)
+        assert isinstance(case.image, LazyArray)
         assert isinstance(case.target, np.ndarray)
         assert case.nbytes >= case.target.nbytes
 
@@ -240,11 +240,11 @@ class TestDiskCache:
 
     def test_compressed_volumes_become_mappable(self, compressed: Catalog, tmp_path: Path) -> None:
         cache = DiskCache(tmp_path / "cache", 2**30)
-        assert not isinstance(CaseStore(compressed, 1, 1, disk_cache=cache).load("0").image, BoxReader)
+        assert not isinstance(CaseStore(compressed, 1, 1, disk_cache=cache).load("0").image, LazyArray)
         assert fill_disk_cache(cache, compressed) is None
         assert len(list(cache.folder.iterdir())) == 4
         far, near = CaseStore(compressed, 1, 1, disk_cache=cache).load("0"), CaseStore(compressed, 1).load("0")
-        assert isinstance(far.image, BoxReader)
+        assert isinstance(far.image, LazyArray)
         np.testing.assert_allclose(cut_unit(far, (2, 3, 4), (8, 8, 8)), cut_unit(near, (2, 3, 4), (8, 8, 8)), atol=1e-6)
         assert near.target is not None
         assert far.target is not None
@@ -479,8 +479,8 @@ class TestResampling:
         store = CaseStore(data, channels, 1, disk_cache=cache, resample_to=to, spacing=spacing)
         far = store.load("a")
         assert fill_disk_cache(cache, data, resample_to=to, spacing=spacing) is None
-        assert isinstance(far.image, BoxReader)
-        assert isinstance(far.target, BoxReader)
+        assert isinstance(far.image, LazyArray)
+        assert isinstance(far.target, LazyArray)
         assert far.image.shape == near.image.shape
         start, size = (1,) * len(to), (6,) * len(to)
         np.testing.assert_allclose(cut_unit(far, start, size), cut_unit(near, start, size), atol=1e-6)

@@ -20,7 +20,7 @@ from sizes import around
 from ssl_seg.data.formats import nifti, zarr_store
 from ssl_seg.data.formats import stored as stored_module
 from ssl_seg.data.formats import tiff as tiff_module
-from ssl_seg.data.formats.stored import Geometry, RowReader, iterate_rows
+from ssl_seg.data.formats.stored import Geometry, LazyArray, iterate_rows
 from ssl_seg.data.reading import Reading
 from ssl_seg.data.volumes import open_image, open_mask, read_mask, write_mask, write_probabilities
 from ssl_seg.errors import DataError
@@ -29,8 +29,8 @@ from ssl_seg.files import is_disk_full
 VOLUMES = [".tif", ".nii", ".nii.gz", ".npy", ".h5", ".ome.zarr", ".zarr"]
 
 
-def by_rows(array: NDArray[Any]) -> RowReader:
-    return RowReader(array.shape, array.dtype, lambda a, b: array[a:b].copy())
+def by_rows(array: NDArray[Any]) -> LazyArray:
+    return LazyArray(array.shape, array.dtype, lambda rows: array[rows].copy())
 
 
 @pytest.fixture(params=["whole", "by rows"])

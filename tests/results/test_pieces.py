@@ -26,7 +26,7 @@ from test_cli import assert_refused
 
 from ssl_seg.data.formats import nifti
 from ssl_seg.data.formats import tiff as tiff_module
-from ssl_seg.data.formats.stored import RowReader
+from ssl_seg.data.formats.stored import LazyArray
 from ssl_seg.data.nodata import FEWEST
 from ssl_seg.data.volumes import open_image, read_mask, write_mask, write_probabilities
 from ssl_seg.errors import ConfigError, DataError, MachineError
@@ -535,7 +535,7 @@ def test_no_space_for_hdf5_is_seen_before(tmp_path: Path, monkeypatch: pytest.Mo
 def test_no_space_is_an_error_and_leaves_nothing(suffix: str, by_rows: bool, tmp_path: Path) -> None:
     """A file that is mapped into memory would end the process."""
     array = np.random.default_rng(0).random((90, 100, 100)).astype(np.float32)
-    reader = RowReader(array.shape, array.dtype, lambda a, b: array[a:b])
+    reader = LazyArray(array.shape, array.dtype, lambda rows: array[rows])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.formats.file_checks import ANY_RATIO, check_claim
 from ssl_seg.data.formats.layout import Box, lay_out_array
-from ssl_seg.data.formats.stored import Rows, Stored, import_optional, iterate_rows, lazy
+from ssl_seg.data.formats.stored import AnyArray, Stored, import_optional, iterate_rows, lazy
 from ssl_seg.data.reading import Reading
 
 
@@ -70,7 +70,7 @@ def _check_other_files(path: Path, node: Any) -> None:
         left -= needed
 
 
-def write_hdf5(path: Path, array: Rows, name: str) -> None:
+def write_hdf5(path: Path, array: AnyArray, name: str) -> None:
     """Write (*S) as a compressed data set.
 
     Raises:

@@ -27,11 +27,11 @@ from ssl_seg.data.formats.file_checks import check_claim, check_length
 from ssl_seg.data.formats.layout import AxisLayout, Box, lay_out_axes
 from ssl_seg.data.formats.stored import (
     BOXES_FROM,
+    AnyArray,
     Fetch,
     Geometry,
+    LazyArray,
     RawVoxels,
-    RowReader,
-    Rows,
     Stored,
     from_array,
     import_once,
@@ -144,7 +144,7 @@ def _scale(voxels: NDArray[Any], slope: float, intercept: float, dtype: np.dtype
         return (voxels * slope + intercept).astype(dtype)
 
 
-def write_nifti(path: Path, array: Rows, geometry: Geometry | None, *, compressed: bool) -> None:
+def write_nifti(path: Path, array: AnyArray, geometry: Geometry | None, *, compressed: bool) -> None:
     """Write (*S): along the axes of the NIfTI file that ``geometry`` is from, with its sform, qform and units.
 
     Where it is from another file, the axes lie along those of the world.
@@ -152,7 +152,7 @@ def write_nifti(path: Path, array: Rows, geometry: Geometry | None, *, compresse
     import nibabel
 
     source = None if geometry is None or geometry.header is None else parse_header(geometry.header)
-    voxels = np.broadcast_to(np.zeros((), array.dtype), array.shape) if isinstance(array, RowReader) else array
+    voxels = np.broadcast_to(np.zeros((), array.dtype), array.shape) if isinstance(array, LazyArray) else array
     if source is not None:
         volume = _to_file_axes(voxels, source)
         image = (nibabel.Nifti1Image if source.is_first else nibabel.Nifti2Image)(volume, None)
@@ -167,7 +167,7 @@ def write_nifti(path: Path, array: Rows, geometry: Geometry | None, *, compresse
         image = (nibabel.Nifti1Image if max(volume.shape) < 2**15 else nibabel.Nifti2Image)(volume, affine)
         if geometry is not None and geometry.unit in _UNITS:
             image.header.set_xyzt_units(_UNITS[geometry.unit])
-    if isinstance(array, RowReader):
+    if isinstance(array, LazyArray):
         _write_by_rows(path, array, image, source, compressed=compressed)
         return
     with path.open("wb") as file:
@@ -179,7 +179,7 @@ def write_nifti(path: Path, array: Rows, geometry: Geometry | None, *, compresse
             image.to_stream(packed)
 
 
-def _write_by_rows(path: Path, array: RowReader, image: Any, source: Header | None, *, compressed: bool) -> None:
+def _write_by_rows(path: Path, array: LazyArray, image: Any, source: Header | None, *, compressed: bool) -> None:
     """Write an array under the header of ``image``; a compressed file is written plainly first, beside it."""
     place = path.with_name(f"{path.name}.nii") if compressed else path
     try:

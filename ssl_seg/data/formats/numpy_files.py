@@ -16,7 +16,7 @@ import numpy as np
 
 from ssl_seg.data.formats.file_checks import check_claim, check_length
 from ssl_seg.data.formats.layout import lay_out_array
-from ssl_seg.data.formats.stored import RawVoxels, Rows, Stored, from_array, iterate_rows, lazy
+from ssl_seg.data.formats.stored import AnyArray, RawVoxels, Stored, from_array, iterate_rows, lazy
 from ssl_seg.data.reading import Reading
 
 _LISTED = 64
@@ -42,7 +42,7 @@ def open_npy(path: Path, reading: Reading) -> Stored:
     return lazy(str(path), raw, layout, shape, dtype, order=raw.order, notes=notes)
 
 
-def write_npy(path: Path, array: Rows) -> None:
+def write_npy(path: Path, array: AnyArray) -> None:
     """Write (*S)."""
     header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
     with path.open("wb") as file:

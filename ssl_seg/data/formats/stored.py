@@ -168,54 +168,32 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class BoxReader:
-    """An array that is read from its file box by box: ``reader[:, a:b, c:d]`` reads that box."""
+class LazyArray:
+    """An array whose parts are read when they are asked for: ``array[key]`` is ``read(key)``.
 
-    stored: Stored
+    Images (C,*S) and targets (*S) take keys ``(..., *box)`` with a slice for each axis of *S; what is written, a slice
+    of the first axis.
+    """
+
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    convert: Callable[[NDArray[Any]], NDArray[Any]]
-    beside: Stored | None = None
-    """What ``convert`` gets the same box of as well."""
+    read: Callable[[Any], NDArray[Any]]
 
     @property
     def ndim(self) -> int:
         """Number of axes."""
         return len(self.shape)
 
-    def __getitem__(self, key: tuple[Any, ...]) -> NDArray[Any]:
-        """Return ``array[key]``; the key ends in one slice for each spatial axis."""
-        return self.convert(*(part.read(key[1:]) for part in (self.stored, self.beside) if part is not None))
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        """Return that part of the array."""
+        return self.read(key)
 
 
-Voxels = NDArray[Any] | BoxReader
-"""An array in memory, or one that is read by box."""
+AnyArray = NDArray[Any] | LazyArray
+"""An array in memory, or one that is read in parts."""
 
 
-@dataclass(frozen=True)
-class RowReader:
-    """An array (*S) of which some rows are held at a time: ``reader[a:b]`` reads rows of the first axis."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    read: Callable[[int, int], NDArray[Any]]
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
-    def __getitem__(self, rows: slice) -> NDArray[Any]:
-        """Return ``array[rows]``."""
-        start, stop, _ = rows.indices(self.shape[0])
-        return self.read(start, stop)
-
-
-Rows = NDArray[Any] | RowReader
-"""An array in memory, or one that is read by rows."""
-
-
-def iterate_rows(array: Rows) -> Iterator[tuple[int, NDArray[Any]]]:
+def iterate_rows(array: AnyArray) -> Iterator[tuple[int, NDArray[Any]]]:
     """Yield all rows of an array in order, some megabytes at a time, each with the number of its first row."""
     step = max(1, _ROW_BYTES // max(1, prod(array.shape[1:]) * array.dtype.itemsize))
     for first in range(0, array.shape[0], step):

@@ -30,9 +30,9 @@ from ssl_seg.data.formats.layout import (
 from ssl_seg.data.formats.pixels import LabelColors, choose_palette_labels, invert_labels
 from ssl_seg.data.formats.stored import (
     BOXES_FROM,
+    AnyArray,
     Geometry,
     RawVoxels,
-    Rows,
     Stored,
     from_array,
     iterate_rows,
@@ -127,7 +127,7 @@ def open_tiff(path: Path, reading: Reading) -> Stored:
         return replace(stored, nodata=_find_nodata(page)) if is_plain else stored
 
 
-def write_tiff(path: Path, array: Rows, *, compression: str | None, geometry: Geometry | None = None) -> None:
+def write_tiff(path: Path, array: AnyArray, *, compression: str | None, geometry: Geometry | None = None) -> None:
     """Write (*S) with the axes named, or tifffile takes a stack of one-pixel slices for something else; where the voxel
     size is known, as OME-TIFF."""
     axes = "ZYX"[-array.ndim :]
@@ -157,7 +157,7 @@ def write_tiff(path: Path, array: Rows, *, compression: str | None, geometry: Ge
         tifffile.imwrite(path, _cut_tiles(array), compression=compression, tile=(_TILE, _TILE), **options)
 
 
-def _cut_tiles(image: Rows) -> Iterator[NDArray[Any]]:
+def _cut_tiles(image: AnyArray) -> Iterator[NDArray[Any]]:
     for first in range(0, image.shape[0], _TILE):
         rows = image[first : first + _TILE]
         for column in range(0, image.shape[1], _TILE):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_seg.data.formats.layout import AxisLayout, Box, lay_out_array, lay_out_axes
-from ssl_seg.data.formats.stored import Geometry, RowReader, Rows, Stored, import_optional, lazy, make_geometry
+from ssl_seg.data.formats.stored import AnyArray, Geometry, LazyArray, Stored, import_optional, lazy, make_geometry
 from ssl_seg.data.reading import Reading
 
 UNITS = {"mm": "millimeter", "µm": "micrometer", "nm": "nanometer"}
@@ -70,7 +70,7 @@ def open_zarr(path: Path, key: str, reading: Reading) -> Stored:
     return lazy(location, read, layout, level.shape, level.dtype, geometry, chunks=level.chunks)
 
 
-def write_zarr(path: Path, array: Rows, geometry: Geometry | None) -> None:
+def write_zarr(path: Path, array: AnyArray, geometry: Geometry | None) -> None:
     """Write (*S) as OME-Zarr 0.4 with levels of every second voxel of the one before."""
     zarr = import_optional("zarr", "zarr", str(path))
     group = zarr.open_group(path, mode="w", zarr_format=2)
@@ -102,11 +102,16 @@ def write_zarr(path: Path, array: Rows, geometry: Geometry | None) -> None:
     group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": levels}]
 
 
-def _halve(level: Any) -> RowReader:
+def _halve(level: Any) -> LazyArray:
     """Return every second voxel of an array of a store."""
     shape = tuple(-(-size // 2) for size in level.shape)
     step = (slice(None, None, 2),) * len(shape)
-    return RowReader(shape, np.dtype(level.dtype), lambda a, b: np.asarray(level[2 * a : 2 * b])[step])
+
+    def read(rows: slice) -> NDArray[Any]:
+        first, last, _ = rows.indices(shape[0])
+        return np.asarray(level[2 * first : 2 * last])[step]
+
+    return LazyArray(shape, np.dtype(level.dtype), read)
 
 
 def _fetch(path: Path, key: str, selection: Box) -> NDArray[Any]:
