@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os.path
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from ssl_seg.errors import SslSegError
-from ssl_seg.inference.scoring import Score, count_classes
 from ssl_seg.report.page import Page, PageSection
 from ssl_seg.report.run_figures import draw_runs
 from ssl_seg.report.run_record import RunRecord
 from ssl_seg.report.score_cells import format_interval, name_subject, show_margin
 from ssl_seg.report.table import Table
 from ssl_seg.run.differences import compare_settings
-from ssl_seg.scores.intervals import compare_counts
+from ssl_seg.run.final_scores import compare_on_shared_cases
 from ssl_seg.scores.text import UNKNOWN, number
 
 COMPARISON_FILE = "comparison.html"
@@ -94,24 +92,11 @@ def _compare(record: RunRecord, base: RunRecord) -> tuple[str, str, str]:
     own, other = record.used.score, base.used.score
     if own.label_values != other.label_values:
         return UNKNOWN, "other classes", ""
-    contents = [{} if r.split is None else r.split.content for r in (record, base)]
-    shared = [
-        case.case_id
-        for case in own.cases
-        if case.case_id in contents[0] and contents[0][case.case_id] == contents[1].get(case.case_id)
-    ]
-    known = {case.case_id for case in other.cases}
-    shared = [case_id for case_id in shared if case_id in known]
-    if not shared:
+    first, second = ({} if r.split is None else r.split.content for r in (record, base))
+    if (compared := compare_on_shared_cases(own, other, (first, second))) is None:
         return UNKNOWN, "no case in common", "0"
-    found = compare_counts(*(count_classes(_choose(score, shared)) for score in (own, other)))
-    return f"{found.f1:+.3f}", format_interval(found.low, found.high, found.why, "+.3f"), str(len(shared))
-
-
-def _choose(score: Score, ids: Sequence[str]) -> Score:
-    """Return the score of some of the cases, in the order of the ids."""
-    cases = {case.case_id: case for case in score.cases}
-    return replace(score, cases=tuple(cases[case_id] for case_id in ids))
+    found, cases = compared
+    return f"{found.f1:+.3f}", format_interval(found.low, found.high, found.why, "+.3f"), str(cases)
 
 
 def _make_settings_table(named: Mapping[str, RunRecord]) -> Table:

@@ -26,7 +26,7 @@ from ssl_seg.errors import RunDirError
 from ssl_seg.files import write_json
 from ssl_seg.inference.scoring import Score, count_classes, pack_cases, parse_cases
 from ssl_seg.run.directory import RunDir
-from ssl_seg.scores.intervals import compute_score
+from ssl_seg.scores.intervals import Difference, compare_counts, compute_score
 from ssl_seg.scores.objects import compute_pq
 
 if TYPE_CHECKING:
@@ -232,6 +232,24 @@ def summarize_network(score: Score) -> dict[str, Any]:
         "foreground_ratio": summary["prevalence_pred"] / trivial["prevalence"] if trivial["prevalence"] else None,
         **({} if score.objects is None else {"objects": {name: score.objects[name] for name in ("f1_50", "ap", "pq")}}),
     }
+
+
+def compare_on_shared_cases(
+    own: Score, base: Score, contents: tuple[Mapping[str, str], Mapping[str, str]]
+) -> tuple[Difference, int] | None:
+    """Return the F1 of a network minus that of another on the validation cases of both, with its paired interval, and
+    the number of these cases; None where there are none, or the classes are others.
+
+    Args:
+        own, base: scores of the two networks.
+        contents: content of the cases of either by id, as in its split: images of one name may be others.
+    """
+    tables = [dict(zip((c.case_id for c in s.cases), count_classes(s), strict=True)) for s in (own, base)]
+    shared = [i for i in tables[0] if i in tables[1] and i in contents[0] and contents[0][i] == contents[1].get(i)]
+    if not shared or own.label_values != base.label_values:
+        return None
+    new, old = (np.array([table[i] for i in shared], np.int64) for table in tables)
+    return compare_counts(new, old), len(shared)
 
 
 def save_final_scores(final: FinalScores, run: RunDir) -> None:

@@ -12,20 +12,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 from pydantic import Field
 
 from ssl_seg.config.layers import read_yaml, validate
 from ssl_seg.config.section import Section
+from ssl_seg.data.splits.files import load_split
 from ssl_seg.errors import ConfigError
 from ssl_seg.files import now, write_text
-from ssl_seg.inference.scoring import Score, count_classes
 from ssl_seg.run.differences import SettingChange, compare_settings
-from ssl_seg.run.directory import CONFIG_FILE, RunDir, open_run_dir
-from ssl_seg.run.final_scores import load_final_scores
-from ssl_seg.scores.intervals import Difference, compare_counts
+from ssl_seg.run.directory import CONFIG_FILE, SPLIT_FILE, RunDir, open_run_dir
+from ssl_seg.run.final_scores import compare_on_shared_cases, load_final_scores
+from ssl_seg.scores.intervals import Difference
 
 FILE = "investigation.yaml"
 
@@ -163,26 +161,10 @@ def _examine(folder: Path, name: str, statement: Statement, against: str | None)
     base = load_final_scores(RunDir(other))
     if base is None:
         return replace(trial, verdict=f"unknown: {against} has not finished")
-    new, old = _match_cases(final.used.score, base.used.score)
-    if not len(new):
+    contents = (load_split(path / SPLIT_FILE).content, load_split(other / SPLIT_FILE).content)
+    if (compared := compare_on_shared_cases(final.used.score, base.used.score, contents)) is None:
         return replace(trial, verdict="unknown: no validation case in common")
-    gain = compare_counts(new, old)
+    gain, cases = compared
     verdict = judge(gain, statement.expected)
     decision = {CONFIRMED: statement.if_confirmed, REFUTED: statement.if_refuted}.get(verdict, "")
-    return replace(trial, gain=gain, cases=len(new), verdict=verdict, decision=decision)
-
-
-def _match_cases(first: Score, second: Score) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the counts (cases, classes, 4) of both on the cases that both have scored, known by id and mask."""
-    tables = [
-        dict(zip((case.case_id for case in score.cases), count_classes(score), strict=True))
-        for score in (first, second)
-    ]
-    common = [i for i, own in tables[0].items() if i in tables[1] and _have_one_truth(own, tables[1][i])]
-    new, old = (np.array([table[i] for i in common], np.int64) for table in tables)
-    return new, old
-
-
-def _have_one_truth(a: NDArray[np.int64], b: NDArray[np.int64]) -> bool:
-    """Whether two counts (classes, 4) can be of the same mask: as many voxels, and as many of each class."""
-    return a.shape == b.shape and all(np.array_equal(a[:, k].sum(-1), b[:, k].sum(-1)) for k in ([0, 2], [0, 1, 2, 3]))
+    return replace(trial, gain=gain, cases=cases, verdict=verdict, decision=decision)

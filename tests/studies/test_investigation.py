@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from ssl_seg.data.splits.files import save_split
+from ssl_seg.data.splits.split import Split
 from ssl_seg.errors import ConfigError
 from ssl_seg.inference.scoring import parse_cases
 from ssl_seg.run.directory import RunDir
@@ -28,6 +30,9 @@ def write_run(path: Path, missed: list[int], lr: float = 1e-4, ended: str = LATE
     rows = [{"id": f"c{i}", "foreground": c, "classes": [c], "nonfinite": 0} for i, c in enumerate(counts)]
     network = NetworkScore("best", "student", 10, False, parse_cases(rows, (1,)))
     save_final_scores(FinalScores(10, "f1", (network,), 0.25), RunDir(path))
+    val = tuple(f"c{i}" for i in range(10))
+    split = Split("d", 0, {1.0: ("t",)}, (), val, (), {}, dict.fromkeys(("t", *val), f"{foreground:032x}"), ())
+    save_split(split, path / "split.yaml")
     return path
 
 
