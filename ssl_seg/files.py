@@ -210,10 +210,13 @@ def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Return the records of a file; lines cut short by a crash, or damaged, are left out."""
-    if not path.is_file():
-        return []
+    return parse_jsonl(path.read_bytes()) if path.is_file() else []
+
+
+def parse_jsonl(content: bytes) -> list[dict[str, Any]]:
+    """Return the records in a file, or its end; lines that are cut short or damaged are left out."""
     records = []
-    for line in path.read_bytes().splitlines():
+    for line in content.splitlines():
         try:
             records.append(json.loads(line.decode()))
         except ValueError:  # no JSON, or no UTF-8

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_seg.config import NETS
-from ssl_seg.run.directory import ENDINGS, find_run_of
+from ssl_seg.run.directory import find_ending, find_last, find_run_of
 from ssl_seg.scores.text import number, shown_f1
 
 ACTIONS = ("intervention", "lr_reduced", "rollback")
@@ -17,10 +17,9 @@ def read_history(checkpoint: Path) -> dict[str, Any] | None:
     run = find_run_of(checkpoint)
     if run is None:
         return None
-    events, metrics = run.read_events(), run.read_metrics()
-    last = metrics[-1] if metrics else {}
+    events, last = run.read_events(), run.read_last_metrics()
     name, _, title = shown_f1(last)
-    endings = [event["event"] for event in events if event["event"] in ENDINGS]
+    ending = find_ending(events)
     return {
         "directory": str(run.path),
         "steps": last.get("step", 0),
@@ -40,7 +39,7 @@ def read_history(checkpoint: Path) -> dict[str, Any] | None:
             for event in events
             if event["event"] in ACTIONS
         ],
-        "status": endings[-1] if endings else "unfinished",
+        "status": "unfinished" if ending is None else ending["event"],
     }
 
 
@@ -48,15 +47,14 @@ def describe_others(checkpoint: Path) -> list[str]:
     """Return a sentence for each further network that the run of a checkpoint trains, such as the twin of ``cps``: with
     what its monitor has found last, since a diagnosis is of the network that is predicted with."""
     run = find_run_of(checkpoint)
-    metrics = [] if run is None else run.read_metrics()
-    if run is None or not metrics:
+    if run is None or not (last := run.read_last_metrics()):
         return []
-    last, verdicts = metrics[-1], [event for event in run.read_events() if event["event"] == "verdict"]
+    findings = find_last(run.read_events(), "verdict").get("findings", ())
     names = {key.split("/")[1] for key in last if key.startswith("val/") and key.endswith("/f1")} - set(NETS)
     figure, _, title = shown_f1(last)
     texts = []
     for name in sorted(names):
-        codes = [own["code"] for own in (verdicts[-1]["findings"] if verdicts else ()) if own["net"] == name]
+        codes = [own["code"] for own in findings if own["net"] == name]
         texts.append(
             f"{name}: the run trains this network too; it is not examined here, since nothing is predicted with it. "
             f"At step {last['step']} its {title} on the probe was {number(last[f'val/{name}/{figure}'], 3)}, "

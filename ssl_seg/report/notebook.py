@@ -124,14 +124,15 @@ def load_run(path: Path | str | PathLike[str]) -> TrainedRun:
     """
     from ssl_seg.monitor.findings import RuleFinding, Verdict
     from ssl_seg.report.run_record import read_run
+    from ssl_seg.run.directory import find_last
     from ssl_seg.run.final_scores import describe_for_checkpoint
 
     record = read_run(path := Path(path))
     ending, final = record.ending, record.final
     if ending is None:
         raise RunDirError(f"{path}: this run is still training, or was killed: ssl-seg train --resume {quote(path)}")
-    told = [event for event in record.events if event["event"] == "verdict"]
-    verdict = Verdict(tuple(RuleFinding(**f) for f in told[-1]["findings"]), told[-1]["action"]) if told else Verdict()
+    told = find_last(record.events, "verdict")
+    verdict = Verdict(tuple(RuleFinding(**f) for f in told["findings"]), told["action"]) if told else Verdict()
     scores = describe_for_checkpoint(final, final.used.source) if final is not None else {}
     return TrainedRun(path, str(ending["event"]), record.step, verdict, scores)
 

@@ -16,6 +16,7 @@ from ssl_seg.report.run_figures import draw_curves, draw_foreground_scatter, dra
 from ssl_seg.report.run_record import RunRecord
 from ssl_seg.report.score_cells import describe_absent, make_object_rows, name_subject, show_margin, to_table
 from ssl_seg.report.table import Table
+from ssl_seg.run.directory import find_last
 from ssl_seg.run.final_scores import NetworkScore, summarize_network
 from ssl_seg.run.seal import Ledger, find_openings
 from ssl_seg.scores.text import UNKNOWN, figure, number, share, shown_f1
@@ -66,14 +67,9 @@ def predict_examples(record: RunRecord, seconds: float | None = None) -> tuple[l
 
 def _expect_seconds(record: RunRecord, count: int) -> float:
     """Return how long the prediction of some cases takes, by what the run has measured; 0 where it has not."""
-    estimate = _find_event(record, "estimate")
+    estimate = find_last(record.events, "estimate")
     cases = 0 if record.used is None else len(record.used.score.cases)
     return float(estimate.get("scoring") or 0.0) * count / max(cases, 1)
-
-
-def _find_event(record: RunRecord, name: str) -> Mapping[str, Any]:
-    """Return the last event of a name; empty without one."""
-    return next((event for event in reversed(record.events) if event.get("event") == name), {})
 
 
 def make_run_page(record: RunRecord, cases: Sequence[PredictedCase] = (), why_no_cases: str = "") -> Page:
@@ -183,7 +179,7 @@ def _make_calibration_section(record: RunRecord) -> PageSection:
     if record.used is None:
         return PageSection("Calibration")
     drawing, stored = draw_reliability(record.used), _read_calibration(record)
-    missing = "Reliability was not measured: `ssl-seg calibrate {quote(record.run.path)} --figure FILE` measures it."
+    missing = f"Reliability was not measured: `ssl-seg calibrate {quote(record.run.path)} --figure FILE` measures it."
     return PageSection(
         "Calibration",
         () if drawing else (missing,),
@@ -344,7 +340,7 @@ def _make_settings_table(record: RunRecord) -> Table:
 
 def _make_machine_table(record: RunRecord) -> Table:
     environment, looks = record.environment, record.looks
-    runtime = _find_event(record, "runtime")
+    runtime = find_last(record.events, "runtime")
     packages, commits = environment.get("packages") or {}, environment.get("commits") or {}
     seconds, memory = looks.last("train/seconds_per_step"), looks.last("machine/memory_gib")
     parameters = runtime.get("parameters")

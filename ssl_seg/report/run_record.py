@@ -24,11 +24,12 @@ from ssl_seg.networks.checkpoint_file import PRETRAINING_FILE, describe_pretrain
 from ssl_seg.report.score_cells import name_subject
 from ssl_seg.run.directory import (
     CONFIG_FILE,
-    ENDINGS,
     ENVIRONMENT_FILE,
     METRICS_FILE,
     SPLIT_FILE,
     RunDir,
+    find_ending,
+    find_last,
     open_run_dir,
     read_header,
 )
@@ -82,7 +83,7 @@ class RunRecord:
 
     run: RunDir
     looks: Looks
-    events: tuple[Mapping[str, Any], ...]
+    events: tuple[dict[str, Any], ...]
     final: FinalScores | None
     """None before the end of the run."""
     config: Config | None
@@ -104,9 +105,7 @@ class RunRecord:
     @property
     def ending(self) -> Mapping[str, Any] | None:
         """The last event, if it ends the run."""
-        resumed = max((n for n, event in enumerate(self.events) if event.get("event") == "resumed"), default=0)
-        ends = [event for event in self.events[resumed:] if event.get("event") in ENDINGS]
-        return ends[-1] if ends else None
+        return find_ending(self.events)
 
     @property
     def step(self) -> int:
@@ -291,8 +290,8 @@ def judge_run(record: RunRecord) -> Banner:
         )
     if not len(looks.steps):
         reasons.append("Nothing is recorded yet: there was no look at the networks.")
-    if action := next((e.get("action") for e in reversed(record.events) if e.get("event") == "verdict"), None):
-        reasons += [f"Try: {action}"] if findings else []
+    if findings and (action := find_last(record.events, "verdict").get("action")):
+        reasons.append(f"Try: {action}")
     return Banner(state, title, tuple(reasons), tuple(commands))
 
 
@@ -303,8 +302,7 @@ def _last_level(record: RunRecord) -> str:
 
 
 def _last_findings(record: RunRecord) -> Sequence[Mapping[str, Any]]:
-    told = [event for event in record.events if event.get("event") == "verdict"]
-    return [f for f in told[-1].get("findings", ()) if "code" in f] if told else ()
+    return [f for f in find_last(record.events, "verdict").get("findings", ()) if "code" in f]
 
 
 def _find_since(record: RunRecord) -> int | None:

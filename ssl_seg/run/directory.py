@@ -17,7 +17,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -33,6 +33,7 @@ from ssl_seg.files import (
     find_obstacle,
     next_free,
     now,
+    parse_jsonl,
     read_jsonl,
     to_json_line,
     write_json,
@@ -105,16 +106,24 @@ class RunDir:
         """Return all records of metrics.jsonl."""
         return read_jsonl(self.path / METRICS_FILE)
 
+    def read_last_metrics(self, tail: int = 2**20) -> dict[str, Any]:
+        """Return the last record of metrics.jsonl, of which ``tail`` bytes at the end are read; empty without one."""
+        path = self.path / METRICS_FILE
+        if not path.is_file():
+            return {}
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - tail))
+            records = parse_jsonl(file.read())
+        return records[-1] if records else {}
+
     def read_events(self) -> list[dict[str, Any]]:
         """Return all records of events.jsonl."""
         return read_jsonl(self.events_path)
 
     def read_ending(self) -> dict[str, Any] | None:
         """Return the last event of a run that has come to its own end; None if it has not, or has gone on since."""
-        events = self.read_events()
-        resumed = max((n for n, e in enumerate(events) if e["event"] == "resumed"), default=0)
-        ends = [e for e in events[resumed:] if e["event"] in ENDINGS and e["event"] != "interrupted"]
-        return ends[-1] if ends else None
+        ending = find_ending(self.read_events())
+        return None if ending is None or ending["event"] == "interrupted" else ending
 
     def read_broken_gates(self) -> list[str]:
         """Return a line for each gate that the run has broken."""
@@ -135,6 +144,18 @@ class RunDir:
         for name, kept in ((METRICS_FILE, metrics), (EVENTS_FILE, events)):
             with atomic_write(self.path / name) as temporary:
                 temporary.write_text("".join(to_json_line(r) for r in kept), encoding="utf-8")
+
+
+def find_last(events: Iterable[Mapping[str, Any]], kind: str) -> Mapping[str, Any]:
+    """Return the last event of a kind; empty without one."""
+    return next((event for event in reversed(list(events)) if event.get("event") == kind), {})
+
+
+def find_ending(events: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the event with which a run has ended, or was interrupted; None if it has not, or has gone on since."""
+    kinds = [event.get("event") for event in events]
+    ends = [n for n, kind in enumerate(kinds) if kind in ENDINGS]
+    return events[ends[-1]] if ends and "resumed" not in kinds[ends[-1] :] else None
 
 
 def create_run_dir(path: Path, configs: Iterable[Path] = ()) -> RunDir:

@@ -18,7 +18,7 @@ from ssl_seg.monitor.monitor import Observation
 from ssl_seg.monitor.signals import Signals
 from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ssl_seg.run.console import Console, show_look
-from ssl_seg.run.directory import RunDir
+from ssl_seg.run.directory import RunDir, find_last
 from ssl_seg.run.gates import judge_gate
 from ssl_seg.run.prepare import BegunRun
 
@@ -144,8 +144,8 @@ class Recorder:
 
 def last_reported_verdict(run: RunDir) -> frozenset[tuple[str, str, str]]:
     """Return the key of the last verdict among the events of a run."""
-    told = [e["findings"] for e in run.read_events() if e["event"] == "verdict"]
-    return frozenset((f["code"], f["net"], f["level"]) for f in (told[-1] if told else ()))
+    told = find_last(run.read_events(), "verdict").get("findings", ())
+    return frozenset((f["code"], f["net"], f["level"]) for f in told)
 
 
 def summarize_probe(observation: Observation) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from ssl_seg.report.audit_figure import COLUMNS, SHOWN, Sample, choose_cases, pl
 from ssl_seg.report.diagnosis_figures import _MARKERS, _styles
 from ssl_seg.report.figures import class_color
 from ssl_seg.report.probe_figure import _colors
-from ssl_seg.studies.ablation.cells import CellFolder, read_latest
+from ssl_seg.studies.ablation.cells import CellFolder
 from ssl_seg.studies.ablation.execute import CellState
 
 # --- pictures -------------------------------------------------------------------------------------------------------
@@ -127,16 +127,16 @@ def test_the_latest_record_is_found_at_the_end_of_a_file_of_any_length(folder: C
     assert {len(line) for line in lines} == {10}
     text = "".join(lines)[-size:]
     (folder.run.path / "metrics.jsonl").write_text(text)
-    assert read_latest(folder, tail=40) == {"n": 19}
+    assert folder.run.read_last_metrics(tail=40) == {"n": 19}
     (folder.run.path / "metrics.jsonl").write_text(text + '{"n": 2')
-    assert read_latest(folder, tail=40) == {"n": 19}, "the last line is being written"
+    assert folder.run.read_last_metrics(tail=40) == {"n": 19}, "the last line is being written"
 
 
 @pytest.mark.parametrize(("length", "is_read"), [(39, True), (40, True), (41, False)])
 def test_a_record_longer_than_the_end_is_left_out(folder: CellFolder, length: int, is_read: bool) -> None:
     record = {"n": "x" * (length - len('{"n": ""}\n'))}
     (folder.run.path / "metrics.jsonl").write_text('{"n": 0}\n' + json.dumps(record) + "\n")
-    assert read_latest(folder, tail=40) == (record if is_read else None)
+    assert folder.run.read_last_metrics(tail=40) == (record if is_read else {})
 
 
 # --- curves ---------------------------------------------------------------------------------------------------------

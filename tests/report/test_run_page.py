@@ -371,7 +371,7 @@ class TestHtml:
         (drawing,) = next(s for s in page.sections if s.title == "Calibration").drawings
         assert "foreground: error 0.075" in drawing.svg  # 0.75 of the voxels are 0.1 off
         old = texts(make_run_page(read_run(make_healthy(tmp_path / "old"))))["Calibration"]
-        assert "ssl-seg calibrate" in old
+        assert f"ssl-seg calibrate {tmp_path / 'old'}" in old
 
     def test_names_cannot_become_markup(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("ssl_seg.report.run_page.draw_curves", lambda _: ())  # they hold no names

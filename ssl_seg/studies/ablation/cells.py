@@ -258,26 +258,3 @@ def read_failure(folder: CellFolder) -> str | None:
         RunDirError: for a damaged file.
     """
     return _parse(folder.failure, lambda values: str(values["message"])) if folder.failure.is_file() else None
-
-
-def read_latest(folder: CellFolder, tail: int = 2**16) -> Mapping[str, Any] | None:
-    """Return the last record of metrics.jsonl; None before there is one. Cheap, whatever the length of the file.
-
-    Args:
-        folder: folder of the cell.
-        tail: bytes at the end of the file in which it is looked for.
-    """
-    path = folder.run.path / "metrics.jsonl"
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        file.seek(0, 2)
-        file.seek(max(0, file.tell() - tail))
-        lines = file.read().decode("utf-8", "replace").splitlines()
-    for line in reversed(lines):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:  # cut short by the seek, or being written
-            continue
-        return record if isinstance(record, dict) else None
-    return None

@@ -15,7 +15,7 @@ from typing import Literal
 from ssl_seg.errors import RunDirError, SslSegError
 from ssl_seg.files import is_disk_full, write_json
 from ssl_seg.scores.text import shown_f1
-from ssl_seg.studies.ablation.cells import Cell, CellFolder, open_folder, read_failure, read_latest, read_result
+from ssl_seg.studies.ablation.cells import Cell, CellFolder, open_folder, read_failure, read_result
 from ssl_seg.studies.ablation.launchers import Launcher, Worker
 from ssl_seg.studies.ablation.spec import ScoreConfig
 from ssl_seg.studies.ablation.worker import HELD, INVISIBLE, NO_SPACE
@@ -207,6 +207,6 @@ def _describe(cell: Cell, folder: CellFolder, stage: Stage) -> CellState:
         return CellState(cell, stage, 0 if stage == "queued" else cell.steps)
     if (step := folder.read_step()) is None and stage == "running":  # it waits for a place
         return CellState(cell, "queued")
-    latest = read_latest(folder) or {}
+    latest = folder.run.read_last_metrics()
     scores = [latest.get(f"val/{net}/{shown_f1(latest)[0]}") for net in ("student", "teacher")]
     return CellState(cell, stage, step or 0, max((float(s) for s in scores if s is not None), default=None))
