@@ -148,25 +148,10 @@ class DiagnosisFacts:
         return "ssl-seg diagnose CHECKPOINT --data DATA"
 
 
-@dataclass(frozen=True)
-class Suspect:
-    """A likely cause, the measured figures that speak for it, what to do about it, and the command that tests it."""
-
-    text: str
-    evidence: Sequence[str]
-    action: str
-    command: str
-
-    @property
-    def cause(self) -> Cause:
-        """The cause as it is reported."""
-        return Cause(self.text, tuple(self.evidence))
+CauseRule = Callable[[DiagnosisFacts], Cause | None]
 
 
-SuspectRule = Callable[[DiagnosisFacts], Suspect | None]
-
-
-def _suspect_data(facts: DiagnosisFacts) -> Suspect | None:
+def _suspect_data(facts: DiagnosisFacts) -> Cause | None:
     """Nothing to learn: labeled cases without foreground."""
     batches = facts.statistics.get("batches")
     if batches is None or batches["expected"] > 0:
@@ -174,10 +159,10 @@ def _suspect_data(facts: DiagnosisFacts) -> Suspect | None:
     found = f"{batches['n']} batches {share(batches['mean'])}"
     evidence = [f"the labeled cases hold {batches['expected']:.1%} foreground, {found}"]
     action = "check masks and data.label_values (background first)"
-    return Suspect("the labeled masks are empty", evidence, action, facts.audit())
+    return Cause("the labeled masks are empty", evidence, action, facts.audit())
 
 
-def _suspect_paths(facts: DiagnosisFacts) -> Suspect | None:
+def _suspect_paths(facts: DiagnosisFacts) -> Cause | None:
     """Prediction feeds the network other values than training did."""
     inputs = facts.statistics.get("inputs", {})
     difference = inputs.get("path_difference")
@@ -186,10 +171,10 @@ def _suspect_paths(facts: DiagnosisFacts) -> Suspect | None:
     evidence = [f"inputs of training and prediction differ by up to {difference:.3g} standard deviations"]
     text = "images are normalized differently at prediction than in training"
     action = "use one normalization for both: ssl_seg.data.views.transforms.normalize"
-    return Suspect(text, evidence, action, facts.evaluate())
+    return Cause(text, evidence, action, facts.evaluate())
 
 
-def _suspect_images(facts: DiagnosisFacts) -> Suspect | None:
+def _suspect_images(facts: DiagnosisFacts) -> Cause | None:
     """Images that hold nothing, or whose gray values the network sees in another order."""
     inputs, evidence = facts.statistics.get("inputs", {}), []
     if not facts.has_collapsed:
@@ -203,10 +188,10 @@ def _suspect_images(facts: DiagnosisFacts) -> Suspect | None:
         return None
     text = "images are empty or changed when they reach the network"
     action = "export the images again with their full range; leave out constant ones"
-    return Suspect(text, evidence, action, facts.audit())
+    return Cause(text, evidence, action, facts.audit())
 
 
-def _suspect_finite(facts: DiagnosisFacts) -> Suspect | None:
+def _suspect_finite(facts: DiagnosisFacts) -> Cause | None:
     """The updates were too large."""
     if "non_finite" not in facts.codes and not (facts.has_exploded and facts.has_collapsed):
         return None
@@ -214,38 +199,38 @@ def _suspect_finite(facts: DiagnosisFacts) -> Suspect | None:
     lr = facts.subject.context.lr  # 0: that of predictions is not known
     evidence = [*seen, *facts.list_history(), *([f"optim.lr is {lr:g}"] if lr else [])]
     text = "the updates were too large: the training has diverged"
-    return Suspect(text, evidence, "train again with a lower optim.lr and optim.clip_norm=1", facts.slow_down())
+    return Cause(text, evidence, "train again with a lower optim.lr and optim.clip_norm=1", facts.slow_down())
 
 
-def _suspect_inverted(facts: DiagnosisFacts) -> Suspect | None:
+def _suspect_inverted(facts: DiagnosisFacts) -> Cause | None:
     """Background and foreground are swapped."""
     if "inverted_output" not in facts.codes:
         return None
     text = "background and foreground are swapped, in the label values or by the sign of a loss"
     evidence = [facts.message("inverted_output")]
-    return Suspect(text, evidence, "check data.label_values (background first)", facts.audit())
+    return Cause(text, evidence, "check data.label_values (background first)", facts.audit())
 
 
-def _suspect_teacher(facts: DiagnosisFacts) -> Suspect | None:
+def _suspect_teacher(facts: DiagnosisFacts) -> Cause | None:
     """The teacher is behind."""
     if "teacher_diverged" not in facts.codes:
         return None
     evidence = [f"{net}: {_rank(facts.row(net))}" for net in ("student", "teacher")]
     text = "the teacher has not followed the student: a cold EMA, or stale BatchNorm buffers"
-    return Suspect(text, evidence, "use the student: --which student", f"{facts.evaluate()} --which student")
+    return Cause(text, evidence, "use the student: --which student", f"{facts.evaluate()} --which student")
 
 
-def _suspect_mode(facts: DiagnosisFacts) -> Suspect | None:
+def _suspect_mode(facts: DiagnosisFacts) -> Cause | None:
     """BatchNorm: good with batch statistics, bad with the running ones."""
     if "mode_gap" not in facts.codes:
         return None
     modes = {"train mode": "train_mode", "eval mode": "student"}
     evidence = [f"student in {mode}: {_rank(facts.row(row))}" for mode, row in modes.items()]
     text = "the running statistics of BatchNorm do not fit the images"
-    return Suspect(text, evidence, "train again with network.norm=instance", facts.train("--set network.norm=instance"))
+    return Cause(text, evidence, "train again with network.norm=instance", facts.train("--set network.norm=instance"))
 
 
-def _suspect_costs(facts: DiagnosisFacts) -> Suspect | None:
+def _suspect_costs(facts: DiagnosisFacts) -> Cause | None:
     """The loss weighs one side many times as much as the other."""
     extreme = [cost for cost in facts.subject.context.costs if cost.is_extreme]
     over = facts.statistics.get("foreground", {}).get("overestimate")
@@ -264,10 +249,10 @@ def _suspect_costs(facts: DiagnosisFacts) -> Suspect | None:
     side = "foreground" if first.factor > 1 else "background"
     text = f"the loss weighs {side} so heavily that to predict it everywhere is cheap"
     setting = f"{first.key}={first.neutral}"
-    return Suspect(text, evidence, f"train again with {setting}", facts.train(f"--set {quote(setting)}"))
+    return Cause(text, evidence, f"train again with {setting}", facts.train(f"--set {quote(setting)}"))
 
 
-def _suspect_layers(facts: DiagnosisFacts) -> Suspect | None:
+def _suspect_layers(facts: DiagnosisFacts) -> Cause | None:
     """A part of the network passes nothing on."""
     layers = facts.statistics.get("layers", {})
     zero, broken = ([f"'{n}'" for n in layers.get(key, [])] for key in ("zero_weights", "non_finite_weights"))
@@ -278,10 +263,10 @@ def _suspect_layers(facts: DiagnosisFacts) -> Suspect | None:
     if not evidence:
         return None
     text = "a part of the network is dead: large updates have driven it where no gradient brings it back"
-    return Suspect(text, evidence, _recovering(facts), facts.recover())
+    return Cause(text, evidence, _recovering(facts), facts.recover())
 
 
-def _suspect_coverage(facts: DiagnosisFacts) -> Suspect | None:
+def _suspect_coverage(facts: DiagnosisFacts) -> Cause | None:
     """Foreground everywhere, behind an inference that leaves out a border."""
     uniform = "uniform_ratio" in facts.codes
     products = any(row["closed_form"] for row in facts.statistics["shapes"])
@@ -293,10 +278,10 @@ def _suspect_coverage(facts: DiagnosisFacts) -> Suspect | None:
     if uniform:
         text = "the network says foreground everywhere, and the inference leaves out a border: only the border varies"
         action = "examine the checkpoint that made them: the network is wrong, not the border"
-    return Suspect(text, evidence, action, facts.examine())
+    return Cause(text, evidence, action, facts.examine())
 
 
-def _suspect_batches(facts: DiagnosisFacts) -> Suspect | None:
+def _suspect_batches(facts: DiagnosisFacts) -> Cause | None:
     """Batches that do not hold what they should."""
     batches = facts.statistics.get("batches")
     if batches is None or batches["mean"] is None or batches["expected"] == 0:
@@ -311,10 +296,10 @@ def _suspect_batches(facts: DiagnosisFacts) -> Suspect | None:
     change = "lower" if high else "raise"
     action = f"{change} data.foreground_ratio, or set batch.positive_ratio"
     text = "the training batches do not hold what they should"
-    return Suspect(text, [numbers, *batches["notes"]], action, f"ssl-seg data batches {facts.config}")
+    return Cause(text, [numbers, *batches["notes"]], action, f"ssl-seg data batches {facts.config}")
 
 
-def _suspect_loss(facts: DiagnosisFacts) -> Suspect | None:
+def _suspect_loss(facts: DiagnosisFacts) -> Cause | None:
     """The constant that the network has nearly become costs no more than what it has learned."""
     losses, own = facts.statistics.get("trivial_losses"), facts.row(facts.subject.which)
     codes = [f.code for f in facts.findings if f.net == facts.subject.which]
@@ -326,18 +311,18 @@ def _suspect_loss(facts: DiagnosisFacts) -> Suspect | None:
     evidence = [f"supervised loss on the probe: network {losses['network']:.3f}, {near} {losses[near]:.3f}"]
     text = f"the loss does not punish {near.replace('_', '-')}"
     command = f"ssl-seg probe-loss {facts.config} --checkpoint {facts.checkpoint}"
-    return Suspect(text, evidence, "train again with loss.weights of cross_entropy and dice only", command)
+    return Cause(text, evidence, "train again with loss.weights of cross_entropy and dice only", command)
 
 
-def _suspect_history(facts: DiagnosisFacts) -> Suspect | None:
+def _suspect_history(facts: DiagnosisFacts) -> Cause | None:
     """The run itself said so at some step."""
     evidence = facts.list_history()
     if not evidence or not facts.has_collapsed:
         return None
-    return Suspect("the training collapsed and went on", evidence, _recovering(facts), facts.recover())
+    return Cause("the training collapsed and went on", evidence, _recovering(facts), facts.recover())
 
 
-def _suspect_training(facts: DiagnosisFacts) -> Suspect | None:
+def _suspect_training(facts: DiagnosisFacts) -> Cause | None:
     """No better than an untrained network, or not even on its own training cases."""
     own, untrained = facts.row(facts.subject.which), facts.row("untrained")
     if not own or not untrained or own["auroc"] is None:
@@ -354,10 +339,10 @@ def _suspect_training(facts: DiagnosisFacts) -> Suspect | None:
         evidence.append(f"on its own labeled patches: AUROC {train['auroc']:.3f}, best F1 {number(train['f1_best'])}")
     text = "nothing has been learned: too few steps, a wrong learning rate, or masks of other images"
     action = "train longer; if that changes nothing, check with `ssl-seg data audit` that masks belong to their images"
-    return Suspect(text, evidence, action, facts.train(f"--steps {max(2 * step, 500)}"))
+    return Cause(text, evidence, action, facts.train(f"--steps {max(2 * step, 500)}"))
 
 
-def _suspect_generalization(facts: DiagnosisFacts) -> Suspect | None:
+def _suspect_generalization(facts: DiagnosisFacts) -> Cause | None:
     """Good on training cases only."""
     own, train = facts.row(facts.subject.which), facts.row("train_probe")
     if not own or not train or own["f1_best"] is None or train["f1_best"] is None:
@@ -368,10 +353,10 @@ def _suspect_generalization(facts: DiagnosisFacts) -> Suspect | None:
     evidence = [f"best F1 above trivial: {gaps[0]:+.3f} on labeled training patches, {gaps[1]:+.3f} on validation"]
     command = facts.train("--set augment.elastic=0.3", "--set augment.labeled_factor=2")
     action = "train again with more augmentation; more labels help most"
-    return Suspect("the few labeled cases are known by heart", evidence, action, command)
+    return Cause("the few labeled cases are known by heart", evidence, action, command)
 
 
-def _suspect_threshold(facts: DiagnosisFacts) -> Suspect | None:
+def _suspect_threshold(facts: DiagnosisFacts) -> Cause | None:
     """Learned, but the threshold is the wrong place to cut; of more than two classes there is none."""
     sweep, images = facts.statistics.get("sweep"), facts.statistics.get("scores", {}).get("images", 0)
     is_sure = images >= FEWEST
@@ -392,7 +377,7 @@ def _suspect_threshold(facts: DiagnosisFacts) -> Suspect | None:
     if images < LEAST_CASES:  # too few for calibrate to change the threshold
         command = f"ssl-seg predict {facts.checkpoint} IMAGES OUTPUT{which} --uncalibrated --threshold {text}"
     present = 0.5 if sweep is None else sweep["threshold"]
-    return Suspect(
+    return Cause(
         f"the threshold of {present:g} does not fit", evidence, f"cut at {text}, as chosen on validation", command
     )
 
@@ -403,7 +388,7 @@ def _recovering(facts: DiagnosisFacts) -> str:
     return "train again with monitor.on_collapse=recover, which lowers optim.lr and goes back by itself"
 
 
-RULES: tuple[SuspectRule, ...] = (
+RULES: tuple[CauseRule, ...] = (
     _suspect_data,
     _suspect_finite,
     _suspect_paths,
@@ -436,10 +421,9 @@ def explain(verdict: Verdict, statistics: Mapping[str, Any], subject: Subject) -
     facts = DiagnosisFacts(verdict.findings, statistics, subject)
     if verdict.level == "ok":
         return (), "", _command_if_healthy(facts)
-    suspects = [found for rule in RULES if (found := rule(facts)) is not None]
-    causes = tuple(suspect.cause for suspect in suspects[:MOST])
-    if suspects:
-        return causes, suspects[0].action, suspects[0].command
+    causes = tuple(found for rule in RULES if (found := rule(facts)) is not None)[:MOST]
+    if causes:
+        return causes, causes[0].action, causes[0].command
     is_collapse = verdict.level == "collapsed" and subject.checkpoint is not None
     return causes, verdict.action, facts.recover() if is_collapse else facts.examine()
 

@@ -7,7 +7,7 @@ Shapes: ``*S`` spatial = (Z, Y, X) or (Y, X). Shares and probabilities are in [0
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -33,10 +33,12 @@ class Conclusion:
 
 @dataclass(frozen=True)
 class Cause:
-    """A likely cause: what it is, and the measured numbers that speak for it."""
+    """A likely cause, the measured figures that speak for it, what to do about it, and the command that tests it."""
 
     text: str
-    evidence: tuple[str, ...]
+    evidence: Sequence[str]
+    action: str
+    command: str
 
 
 @dataclass(frozen=True)

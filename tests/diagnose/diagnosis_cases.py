@@ -120,7 +120,7 @@ def constant_diagnosis(**changes: Any) -> Diagnosis:
         "kind": "checkpoint",
         "verdict": Conclusion("collapsed", "constant_output", "constant output function: do not submit"),
         "findings": (finding, second),
-        "causes": (Cause("masks do not belong to their images", ("AUROC 0.51", "F1 0.494 * 2")),),
+        "causes": (Cause("masks do not belong to their images", ("AUROC 0.51", "F1 0.494 * 2"), "", ""),),
         "action": "audit the data",
         "next_command": "ssl-seg data audit data/particles",
         "statistics": statistics,

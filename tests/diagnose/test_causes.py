@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from ssl_seg.diagnose.catalog import LIMITS, conclude
-from ssl_seg.diagnose.causes import RULES, DiagnosisFacts, Subject, Suspect, explain
+from ssl_seg.diagnose.causes import RULES, DiagnosisFacts, Subject, explain
+from ssl_seg.diagnose.result import Cause
 from ssl_seg.monitor.actions import NO_CONTEXT, Context, read_costs
 from ssl_seg.monitor.findings import Level, RuleFinding, Verdict
 
@@ -48,7 +49,7 @@ def verdict_of(*findings: RuleFinding) -> Verdict:
     return conclude(findings, NO_CONTEXT)
 
 
-def suspects_of(statistics: dict[str, Any], *findings: RuleFinding, subject: Subject = SUBJECT) -> dict[str, Suspect]:
+def suspects_of(statistics: dict[str, Any], *findings: RuleFinding, subject: Subject = SUBJECT) -> dict[str, Cause]:
     facts = DiagnosisFacts(findings, statistics, subject)
     return {rule.__name__.removeprefix("_suspect_"): found for rule in RULES if (found := rule(facts)) is not None}
 
@@ -96,7 +97,7 @@ def test_a_cause_carries_its_evidence(name: str, statistics: dict[str, Any], cod
     findings = [make_finding(code) for code in codes]
     found = suspects_of(statistics, *findings)
     assert name in found
-    assert words in " | ".join(found[name].cause.evidence)
+    assert words in " | ".join(found[name].evidence)
     assert found[name].command.startswith("ssl-seg ")
     assert "runs/a b" not in found[name].command.replace("'runs/a b", "")  # quoted
 
@@ -126,7 +127,7 @@ def test_extreme_costs_are_named(loss: dict[str, Any], over: float | None, key: 
     found = suspects_of(statistics, subject=subject)
     assert ("costs" in found) == (key is not None)
     if key is not None:
-        cause, command = found["costs"].cause, found["costs"].command
+        cause, command = found["costs"], found["costs"].command
         assert f"weighs {side}" in cause.text
         assert cause.evidence[0].startswith(f"{key} is ")
         assert f"--set {key}={'null' if 'class' in key else '1'} " in command
@@ -187,7 +188,7 @@ def test_a_loss_is_said_to_ask_for_the_constant_that_the_network_is_near(pred: f
     statistics = {**changed("nets", student=own), "trivial_losses": dict.fromkeys(("all_positive", "all_negative"), 1)}
     statistics["trivial_losses"]["network"] = 2
     found = suspects_of(statistics, make_finding("constant_output"))
-    assert cause in found["loss"].cause.text
+    assert cause in found["loss"].text
     assert "loss" not in suspects_of(statistics, make_finding("foreground_bias", "warn"))
 
 

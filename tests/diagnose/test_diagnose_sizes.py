@@ -194,6 +194,6 @@ def test_evidence_that_is_cut_says_how_much_more_there_is(count: int) -> None:
     suspect = _suspect_layers(facts)
     assert suspect is not None
     named = ", ".join([*(f"'{name}'" for name in names[:2]), *[f"... ({count - 2} more)"] * (count > 2)])
-    assert suspect.cause.evidence == (f"all weights of {named} are 0", f"there is NaN or infinity in {named}")
+    assert suspect.evidence == [f"all weights of {named} are 0", f"there is NaN or infinity in {named}"]
     told = [f"step {n}: lr_reduced" for n in range(min(count, 2))]
     assert facts.list_history() == told + [f"and {count - 2} further action(s)"] * (count > 2)

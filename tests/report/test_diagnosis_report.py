@@ -206,7 +206,7 @@ class TestReport:
     def test_a_page_is_a_page_whatever_was_looked_at(self) -> None:
         """With three causes of three measurements each, four findings, and any number of images."""
         base = constant_diagnosis()
-        causes = tuple(Cause(f"cause {n}", tuple(f"figure {n}{m}" for m in range(3))) for n in range(3))
+        causes = tuple(Cause(f"cause {n}", [f"figure {n}{m}" for m in range(3)], "", "") for n in range(3))
         pages = [
             format_report(
                 replace(
@@ -301,7 +301,7 @@ class TestTerminal:
         assert line == "verdict: collapsed constant_output: constant output function: do not submit"
 
     def test_findings_and_causes(self) -> None:
-        second = Cause("dead activations", ("AUROC 0.51", "sd 0.07"))
+        second = Cause("dead activations", ("AUROC 0.51", "sd 0.07"), "", "")
         diagnosis = constant_diagnosis()
         lines = format_findings(replace(diagnosis, causes=(*diagnosis.causes, second)))
         assert lines[0].startswith("  COLLAPSED constant_output (teacher): the same everywhere")
