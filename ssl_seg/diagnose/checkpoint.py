@@ -38,7 +38,7 @@ from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.network_rules import leave_out_refuted
 from ssl_seg.monitor.verdicts import judge
 from ssl_seg.networks.precision import choose_device_if_given
-from ssl_seg.results.evaluation import EvaluateRequest, note_names, open_cases
+from ssl_seg.results.evaluation import note_names, open_cases
 from ssl_seg.run.seal import find_sealed
 
 PARTS: tuple[Part, ...] = ("val", "train", "new", "test")
@@ -195,8 +195,7 @@ def order_images(parts: Mapping[str, Part], request: CheckpointRequest) -> list[
 
 def _prepare(request: CheckpointRequest, track: Callable[[str], Track]) -> tuple[_Material, tuple[str, ...]]:
     model = open_model(request.checkpoint, choose_device_if_given(request.accelerator))
-    evaluate = EvaluateRequest(request.checkpoint, data=request.data, settings=request.settings)
-    catalog, data = open_cases(evaluate, model, track("reading cases"))
+    catalog, data = open_cases(model, track("reading cases"), request.data, request.settings)
     split = split_from_dict(model.checkpoint.split)
     labels = model.config.split.labels
     parts = assign_parts(catalog, split, labels, model.checkpoint.seen_labels)

@@ -70,7 +70,7 @@ def predict_cases(
     from ssl_seg.results.evaluation import open_cases
 
     model = open_model(request.checkpoint, choose_device_if_given(request.accelerator))
-    catalog, data = open_cases(request, model, pass_through)
+    catalog, data = open_cases(model, pass_through, request.data, request.settings)
     store = open_store(catalog, data)
     calibration = find_calibration(model, net) if request.calibrated else None
     predictor = calibrate_predictor(model.predictor(net, request.overlap), calibration)

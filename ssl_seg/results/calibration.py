@@ -24,7 +24,7 @@ from ssl_seg.inference.scoring import PredictFn
 from ssl_seg.inference.sliding import OVERLAP
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.networks.precision import choose_device_if_given
-from ssl_seg.results.evaluation import EvaluateRequest, TrackAll, choose_cases, open_cases
+from ssl_seg.results.evaluation import TrackAll, choose_cases, open_cases
 from ssl_seg.scores.calibration import (
     UNCHANGED,
     Counts,
@@ -107,14 +107,13 @@ def calibrate(
     classes = model.config.data.num_classes
     if classes > 2 and request.rule.target != "f1":
         raise ConfigError(f"--for {request.rule}: {classes} classes have no threshold; leave it out")
-    evaluation = EvaluateRequest(request.checkpoint, request.data)
     if request.clean and model.config.data.task == "instances":
         raise ConfigError(
             "--clean: it drops and fills parts of classes, and inside and boundary are parts of objects "
             "(data.task=instances): leave it out"
         )
-    catalog, data = open_cases(evaluation, model, track("reading cases"))
-    ids = choose_cases(evaluation, (model,), catalog, split_from_dict(model.checkpoint.split), note)
+    catalog, data = open_cases(model, track("reading cases"), request.data)
+    ids = choose_cases((model,), catalog, split_from_dict(model.checkpoint.split), note)
     if len(ids) < FEW_CASES:
         note(
             f"WARNING {len(ids)} validation case(s), fewer than {FEW_CASES}: what they choose holds for them and may "

@@ -128,7 +128,7 @@ def evaluate(
     models = open_members(paths, request.which, device) if one_each else (open_model(paths[0], device),)
     check_members(models, averaged=ensemble)
     title = f"{len(models)} networks" if several else " and ".join(models[0].nets)
-    catalog, data = open_cases(request, models[0], track("reading cases"))
+    catalog, data = open_cases(models[0], track("reading cases"), request.data, request.settings)
     request = replace(request, calibrated=request.calibrated and not ensemble)
     scores, decisions, opened = _score(
         request, models, catalog, data, note, track(f"scoring {title}"), ensemble=ensemble
@@ -175,7 +175,7 @@ def _evaluate_folds(request: EvaluateRequest, note: Callable[[str], None], track
     sealed = openings = 0
     for fold, path in zip(validation.trainings, list_checkpoints(validation), strict=True):
         models = open_members([path], request.which, choose_device_if_given(request.accelerator))
-        catalog, data = cases = cases or open_cases(request, models[0], track("reading cases"))
+        catalog, data = cases = cases or open_cases(models[0], track("reading cases"), request.data, request.settings)
         (net,) = models[0].nets
         stored = _find_stored(request, validation, fold, models[0], data)
         title = f"scoring {fold.name} {net}"
@@ -245,7 +245,7 @@ def _score(
         The scores, how each was cut, and how many of the cases are sealed and how often they have been opened.
     """
     split = load_split(request.split) if request.split else split_from_dict(models[0].checkpoint.split)
-    ids = choose_cases(request, models, catalog, split, note)
+    ids = choose_cases(models, catalog, split, note, request.part, is_other_split=request.split is not None)
     opened = _break_seal(models, catalog, split, ids, request, note)
     check_threshold(request.threshold, models[0].config.data)
     nets = [(model, net) for model in models for net in model.nets]
@@ -325,10 +325,18 @@ def _summary_of(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in ("checkpoint", "step", "which", "cases")}
 
 
-def open_cases(request: EvaluateRequest, model: Model, track: Track) -> tuple[Catalog, DataConfig]:
-    """Return the cases of the request's folder, or of the training, and the settings that they are read with.
+def open_cases(
+    model: Model, track: Track, root: str | None = None, settings: Mapping[str, Any] = {}
+) -> tuple[Catalog, DataConfig]:
+    """Return the cases of a folder, or of the training, and the settings that they are read with.
 
     Label values are those of the training. In another folder, the voxel size is that of its files where they state one.
+
+    Args:
+        model: knows how the training read its data.
+        track: shows the progress.
+        root: the folder; by default that of the training.
+        settings: settings of the data section that replace those of the training.
 
     Raises:
         ConfigError: for a setting that does not exist, or of another kind.
@@ -337,13 +345,13 @@ def open_cases(request: EvaluateRequest, model: Model, track: Track) -> tuple[Ca
     section = model.config.data.model_dump(mode="json")
     if section["unlabeled"] is not None and not Path(section["unlabeled"]).is_dir():
         section["unlabeled"] = None  # no score depends on these images
-    elsewhere = request.data is not None and absolute_root(request.data) != section["root"]
+    elsewhere = root is not None and absolute_root(root) != section["root"]
     if elsewhere:
-        section |= {"root": request.data, "layout": "auto", "groups": None, "unlabeled": None, "tiles": 1}
-    changed = {"label_values", "label_map"} & set(request.settings)
-    if changed and "mask" not in request.settings and section["task"] == "semantic":
+        section |= {"root": root, "layout": "auto", "groups": None, "unlabeled": None, "tiles": 1}
+    changed = {"label_values", "label_map"} & set(settings)
+    if changed and "mask" not in settings and section["task"] == "semantic":
         section |= {"mask": "semantic", "threshold": None}
-    data = validate(DataConfig, section | dict(request.settings), prefix="data.")
+    data = validate(DataConfig, section | dict(settings), prefix="data.")
     catalog = open_data(data.model_dump(mode="json"), track)
     if catalog.num_classes != model.config.data.num_classes:
         raise DataError(
@@ -353,17 +361,26 @@ def open_cases(request: EvaluateRequest, model: Model, track: Track) -> tuple[Ca
     if catalog.ndim != data.ndim:
         raise DataError(f"{catalog.root} holds {catalog.ndim}D images; the network was trained on {data.ndim}D")
     stated = any(facts.spacing is not None for facts in catalog.facts.values())
-    if elsewhere and stated and "spacing" not in request.settings:
+    if elsewhere and stated and "spacing" not in settings:
         data = data.model_copy(update={"spacing": None})
     return catalog, data
 
 
 def choose_cases(
-    request: EvaluateRequest, models: Sequence[Model], catalog: Catalog, split: Split, note: Callable[[str], None]
+    models: Sequence[Model],
+    catalog: Catalog,
+    split: Split,
+    note: Callable[[str], None],
+    part: ScoredPart = "val",
+    *,
+    is_other_split: bool = False,
 ) -> tuple[str, ...]:
-    """Return the ids to score, none of which was a labeled training case of any of the networks."""
+    """Return the ids to score, none of which was a labeled training case of any of the networks.
+
+    ``is_other_split``: whether the split is not that of the training, for the advice in errors.
+    """
     facts = catalog.facts
-    if request.part == "all":
+    if part == "all":
         ids = tuple(case.id for case in catalog.labeled)
         seen = {i for model in models for i in _find_labeled(model, catalog, ids)}
         if seen:
@@ -379,26 +396,27 @@ def choose_cases(
                 "look like copies of them: nothing is left to score. Give other --data."
             )
         return tuple(i for i in ids if i not in seen)
-    ids = split.val if request.part == "val" else split.test
+    ids = split.val if part == "val" else split.test
     if not ids:
-        raise SplitError(f"the split has no {request.part} cases; score other data with --all --data FOLDER")
+        raise SplitError(f"the split has no {part} cases; score other data with --all --data FOLDER")
     strangers = [i for i in ids if i not in facts or facts[i].content != split.content.get(i)]
     if strangers:
         raise SplitError(
-            f"{catalog.root} does not hold the {request.part} cases of the split: {len(strangers)} of {len(ids)} are "
+            f"{catalog.root} does not hold the {part} cases of the split: {len(strangers)} of {len(ids)} are "
             f"missing or have another content, for example '{strangers[0]}'. For another data set use --all, or its "
             "own --split."
         )
     for model in models:
         if labeled := _find_labeled(model, catalog, ids):
             name = _name(models) if len(models) == 1 else str(model.path)
+            advice = _advise(models, is_other_split=is_other_split)
             raise SplitError(
-                f"{len(labeled)} of the {len(ids)} {request.part} cases of this split were labeled training cases of "
-                f"{name}, for example '{labeled[0]}': the score would mean nothing. {_advise(request, models)}"
+                f"{len(labeled)} of the {len(ids)} {part} cases of this split were labeled training cases of "
+                f"{name}, for example '{labeled[0]}': the score would mean nothing. {advice}"
             )
         if copies := find_copies_of(catalog, ids, model.checkpoint.seen_labels):
             note(
-                f"WARNING {len(copies)} of the {len(ids)} {request.part} cases look like copies of labeled training "
+                f"WARNING {len(copies)} of the {len(ids)} {part} cases look like copies of labeled training "
                 f"cases, for example '{copies[0]}': the score is too good"
             )
     return ids
@@ -429,8 +447,8 @@ def _name(models: Sequence[Model]) -> str:
     return "this network or of a run that it builds on" if len(models) == 1 else "one of the networks"
 
 
-def _advise(request: EvaluateRequest, models: Sequence[Model]) -> str:
-    if len(models) == 1 and request.split is not None:
+def _advise(models: Sequence[Model], *, is_other_split: bool) -> str:
+    if len(models) == 1 and is_other_split:
         return "Leave out --split to use its own."
     if any(model.checkpoint.split.get("folds") for model in models):
         return (

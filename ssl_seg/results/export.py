@@ -36,7 +36,7 @@ from ssl_seg.inference.model import Model
 from ssl_seg.inference.sliding import OVERLAP
 from ssl_seg.networks.builders import get_network_spec
 from ssl_seg.results.bioimage import make_package, read_weights
-from ssl_seg.results.evaluation import EvaluateRequest, choose_cases, open_cases
+from ssl_seg.results.evaluation import choose_cases, open_cases
 from ssl_seg.scores.calibration import to_log_odds, to_probability
 
 FORMATS = {".onnx": "ONNX", ".ts": "TorchScript", ".pt2": "torch.export", ".zip": "bioimage.io"}
@@ -109,7 +109,7 @@ def export(request: ExportRequest, note: Callable[[str], None] = lambda _: None)
     if suffix == ".pt2":  # it takes no other windows
         about["longest_window"] = about["patch_size"]
     network = Probabilities(model.nets[net]).eval()
-    patches, ids = cut_patches(model, request.checkpoint, note)
+    patches, ids = cut_patches(model, note)
     with atomic_write(request.output) as partial:
         example = torch.cat([patches, patches])[:2]  # of a single window, torch.export would keep the number
         _write(partial, WRITERS[suffix](network, example, json.dumps(about)))
@@ -187,16 +187,15 @@ def find_network_threshold(threshold: float | None, calibration: Calibration | N
     return to_probability(odds * calibration.scaling.temperature)
 
 
-def cut_patches(model: Model, checkpoint: Path, note: Callable[[str], None]) -> tuple[Tensor, list[str]]:
+def cut_patches(model: Model, note: Callable[[str], None]) -> tuple[Tensor, list[str]]:
     """Return windows (N,C,*P) of validation images as the network sees them, and the ids of the images.
 
     Without images, random numbers take their place; ``note`` is told.
     """
     data = model.config.data
     try:
-        request = EvaluateRequest(checkpoint)
-        catalog, opened = open_cases(request, model, pass_through)
-        ids = list(choose_cases(request, (model,), catalog, split_from_dict(model.checkpoint.split), note))[:IMAGES]
+        catalog, opened = open_cases(model, pass_through)
+        ids = list(choose_cases((model,), catalog, split_from_dict(model.checkpoint.split), note))[:IMAGES]
         store = open_store(catalog, opened)
         images = [store.load_whole(case_id).image for case_id in ids]
     except SslSegError as error:

@@ -36,7 +36,7 @@ from ssl_seg.inference.ensemble import check_members, open_members, pool
 from ssl_seg.inference.model import Model
 from ssl_seg.networks.parts import PARTS
 from ssl_seg.networks.precision import choose_device_if_given
-from ssl_seg.results.evaluation import EvaluateRequest, open_cases
+from ssl_seg.results.evaluation import open_cases
 from ssl_seg.results.folds import list_members
 
 Strategy = Literal["clasp_pe", "diversity", "random"]
@@ -116,7 +116,7 @@ def open_pool(request: SuggestRequest, track: Track = pass_through) -> Pool:
     models = open_members(paths, request.which, choose_device_if_given(request.accelerator))
     check_members(models, averaged=True)
     first = models[0]
-    catalog, data = open_cases(EvaluateRequest(first.path, request.data), first, track)
+    catalog, data = open_cases(first, track, request.data)
     splits = [split_from_dict(model.checkpoint.split) for model in models]
     candidates = find_candidates(splits, catalog)
     if not candidates:
