@@ -205,6 +205,23 @@ def test_values_of_which_the_smallest_is_white_are_inverted(tmp_path: Path, dtyp
     np.testing.assert_array_equal(tifffile.imread(next((tmp_path / "out" / "images").iterdir())), expected)
 
 
+def test_files_that_are_named_by_a_uid_are_slices_and_images(tmp_path: Path) -> None:
+    values = write_volume(tmp_path / "scan", count=4)
+    for n, path in enumerate(sorted((tmp_path / "scan").iterdir())):
+        path.rename(path.with_name(f"CT.1.2.{n}" if n % 2 else f"IM{n}"))
+    (tmp_path / "scan" / "notes.1").write_text("no DICOM")
+    import_labels(tmp_path / "scan", tmp_path / "out")
+    assert nibabel.load(tmp_path / "out" / "images" / "scan.nii.gz").shape == values.T.shape
+    plane = np.full((4, 6), 7, np.int16)
+    for name in ("1.2.8", "1.2.9"):
+        write_slice(tmp_path / "plain" / name, plane, None)
+    import_labels(tmp_path / "plain", tmp_path / "planes")
+    assert len(list((tmp_path / "planes" / "images").iterdir())) == 2
+    write_slice(tmp_path / "plain" / "again" / "1.2.9", plane, None)
+    with pytest.raises(DataError, match=r"3 images without a position have 2 name\(s\): rename them"):
+        import_labels(tmp_path / "plain", tmp_path / "third")
+
+
 def test_masks_beside_the_series_come_along(tmp_path: Path) -> None:
     for n in range(2):
         write_volume(tmp_path / "in" / "images" / f"scan{n}", SeriesInstanceUID=f"1.2.{n}")

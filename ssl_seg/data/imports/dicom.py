@@ -41,10 +41,11 @@ class _UnusableError(Exception):
 
 
 def recognize(path: Path) -> str | None:
-    """Return ``KIND`` for a DICOM file, by its suffix, or without one by its mark behind byte 128."""
+    """Return ``KIND`` for a DICOM file, by its suffix, or by its mark behind byte 128 where it has none or a number, as
+    names that are UIDs do."""
     if path.suffix.lower() in SUFFIXES:
         return KIND
-    if path.suffix or path.name == "DICOMDIR" or not path.is_file():
+    if path.suffix.strip(".0123456789") or path.name == "DICOMDIR" or not path.is_file():
         return None
     try:
         with path.open("rb") as file:
@@ -118,8 +119,11 @@ def _write_one(pydicom: Any, members: Sequence[tuple[Path, Any]], place: Path) -
             raise _UnusableError(f"{without} of its {len(frames)} slices have no position")
         if len(frames) > len(members):
             raise _UnusableError("its frames have no positions: a film, not a volume")
-        for frame in frames:
-            name = f"{place.name}_{frame.path.stem}" if len(frames) > 1 else place.name
+        images = {_strip_suffix(frame.path): frame for frame in frames}
+        if len(images) < len(frames):
+            raise _UnusableError(f"{len(frames)} images without a position have {len(images)} name(s): rename them")
+        for own, frame in images.items():
+            name = f"{place.name}_{own}" if len(frames) > 1 else place.name
             write_tiff(place.with_name(f"{name}.tif"), _read_values(pydicom, [frame])[0], compression="zlib")
         return len(frames)
     import nibabel
@@ -132,6 +136,11 @@ def _write_one(pydicom: Any, members: Sequence[tuple[Path, Any]], place: Path) -
     image.set_sform(affine, 1)
     nibabel.save(image, place.with_name(f"{place.name}.nii.gz"))
     return 1
+
+
+def _strip_suffix(path: Path) -> str:
+    """Return the name without a suffix of DICOM; that of a UID stays whole."""
+    return path.stem if path.suffix.lower() in SUFFIXES else path.name
 
 
 def _list_frames(path: Path, header: Any) -> list[_Frame]:
