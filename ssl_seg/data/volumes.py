@@ -209,6 +209,8 @@ def open_mask(location: str, *, reading: Reading = AS_STORED) -> Stored:
         return _hold_synthetic(location, synthetic.generate(*synthetic.parse_location(location))[1])
     location, _, depth = location.partition("::depth=") if location.rpartition("=")[2].isdigit() else (location, "", "")
     stored = _open(location, MASK_KEYS, replace(reading, is_mask=True))
+    if stored.dtype.kind == "f":
+        stored = replace(stored, fetch=partial(_fetch_finite, stored.fetch, location))
     if stored.shape[0] != 1:
         with name_errors(location):
             are_slices = len(stored.shape) == 3 and takes_axes(location) and reading.axes is None
@@ -462,6 +464,17 @@ def _join_gaps(parts: Sequence[Stored]) -> Gaps | None:
 
 def _read_channels(parts: Sequence[Stored], box: Box) -> NDArray[Any]:
     return np.concatenate([part.read(box) for part in parts])
+
+
+def _fetch_finite(fetch: Fetch, location: str, box: Box) -> NDArray[Any]:
+    """Return a box of a mask, if it holds neither NaN nor infinity: nobody can say which class that would be."""
+    mask = fetch(box)
+    if broken := mask.size - np.count_nonzero(np.isfinite(mask)):
+        raise DataError(
+            f"{location}: {broken} of {mask.size} mask values are NaN or infinite. Save 0 there if it is background, or "
+            "an integer such as 255 if nobody has labeled it, and type --set data.ignore_value=255."
+        )
+    return mask
 
 
 def _fetch_integers(fetch: Fetch, location: str, box: Box) -> NDArray[np.integer[Any]]:
