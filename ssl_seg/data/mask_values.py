@@ -154,9 +154,9 @@ def _find_fractions(mask: Stored) -> tuple[tuple[float, float] | None, bool]:
 
 
 def _to_levels(voxels: NDArray[np.floating], low: float, high: float, threshold: float | None) -> NDArray[np.uint8]:
-    if threshold is not None:
-        return np.where(voxels > threshold, np.uint8(LEVELS - 1), np.uint8(0))
-    scaled = (voxels - low) * ((LEVELS - 1) / (high - low))
+    if threshold is not None:  # where it parts nothing, both extremes are still shown
+        return np.where(voxels > (threshold if low <= threshold < high else low), np.uint8(LEVELS - 1), np.uint8(0))
+    scaled = (voxels - low) * ((LEVELS - 1) / ((high - low) or 1.0))
     return np.round(scaled).astype(np.uint8)
 
 

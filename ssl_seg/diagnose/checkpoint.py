@@ -38,7 +38,7 @@ from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.network_rules import leave_out_refuted
 from ssl_seg.monitor.verdicts import judge
 from ssl_seg.networks.precision import choose_device_if_given
-from ssl_seg.results.evaluation import note_names, open_cases
+from ssl_seg.results.evaluation import describe_reading, note_names, open_cases
 from ssl_seg.run.seal import find_sealed
 
 PARTS: tuple[Part, ...] = ("val", "train", "new", "test")
@@ -201,7 +201,7 @@ def _prepare(request: CheckpointRequest, track: Callable[[str], Track]) -> tuple
     parts = assign_parts(catalog, split, labels, model.checkpoint.seen_labels)
     parts |= dict.fromkeys(find_sealed(catalog, parts, [split]), "test")
     with_mask = {case.id for case in catalog.labeled}
-    notes = [*model.describe_machine(), *describe_others(request.checkpoint)]
+    notes = [*model.describe_machine(), *describe_others(request.checkpoint), *describe_reading(catalog, model)]
     note_names((model,), catalog, notes.append)
     if (stored := calibration_path(model.path)).is_file():
         notes.append(f"{stored}, which evaluate and predict use, is left out here: the network is examined as it is")

@@ -129,6 +129,8 @@ def evaluate(
     check_members(models, averaged=ensemble)
     title = f"{len(models)} networks" if several else " and ".join(models[0].nets)
     catalog, data = open_cases(models[0], track("reading cases"), request.data, request.settings)
+    for text in describe_reading(catalog, models[0]):
+        note(text)
     request = replace(request, calibrated=request.calibrated and not ensemble)
     scores, decisions, opened = _score(
         request, models, catalog, data, note, track(f"scoring {title}"), ensemble=ensemble
@@ -175,7 +177,11 @@ def _evaluate_folds(request: EvaluateRequest, note: Callable[[str], None], track
     sealed = openings = 0
     for fold, path in zip(validation.trainings, list_checkpoints(validation), strict=True):
         models = open_members([path], request.which, choose_device_if_given(request.accelerator))
-        catalog, data = cases = cases or open_cases(models[0], track("reading cases"), request.data, request.settings)
+        if cases is None:
+            cases = open_cases(models[0], track("reading cases"), request.data, request.settings)
+            for text in describe_reading(cases[0], models[0]):
+                note(text)
+        catalog, data = cases
         (net,) = models[0].nets
         stored = _find_stored(request, validation, fold, models[0], data)
         title = f"scoring {fold.name} {net}"
@@ -364,6 +370,12 @@ def open_cases(
     if elsewhere and stated and "spacing" not in settings:
         data = data.model_copy(update={"spacing": None})
     return catalog, data
+
+
+def describe_reading(catalog: Catalog, model: Model) -> tuple[str, ...]:
+    """Return what there is to say about how files were read; of the folder of the training, the training has said it."""
+    notes = () if catalog.root == absolute_root(model.config.data.root) else catalog.notes
+    return tuple(f"data: {text}" for text in notes)
 
 
 def choose_cases(

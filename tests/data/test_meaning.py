@@ -28,11 +28,12 @@ from ssl_seg.errors import DataError
 from ssl_seg.labels import IGNORE_INDEX, Meaning
 
 
-def scan(folder: Path, masks: Sequence[NDArray[Any]]) -> dict[str, MaskScan]:
+def scan(folder: Path, masks: Sequence[NDArray[Any]], threshold: float | None = None) -> dict[str, MaskScan]:
     found = {}
-    for n, mask in enumerate(masks):
-        np.save(folder / f"{n}.npy", mask)
-        found[str(n)] = scan_mask(open_mask(str(folder / f"{n}.npy"), reading=Reading(fractions=True)))[1]
+    for n, values in enumerate(masks):
+        np.save(folder / f"{n}.npy", values)
+        mask = open_mask(str(folder / f"{n}.npy"), reading=Reading(fractions=True))
+        found[str(n)] = scan_mask(mask, threshold)[1]
     return found
 
 
@@ -182,6 +183,32 @@ def test_a_threshold_leaves_foreground(tmp_path: Path) -> None:
     (finding,) = settle_meaning(scans, Meaning("binary", 127.5))[1]
     assert (finding.code, finding.level) == ("threshold", "fault")
     assert "--set data.threshold=0.5" in finding.message
+
+
+def test_a_threshold_of_another_range_is_named(tmp_path: Path) -> None:
+    """What a run trained on one set of masks says of another one."""
+    soft = mask_sets.resized(np.random.default_rng(0))
+    shares = [mask / np.float32(255) for mask in soft]
+    classes = [np.repeat(np.arange(3, dtype=np.uint8), 27).reshape(9, 9)]
+    cases: list[tuple[list[Any], Meaning, str]] = [
+        (shares, Meaning("binary", 127.5), "the largest is 1. Type --set data.threshold=0.5"),
+        (soft, Meaning("probability", 0.5), "--set data.threshold=127.5"),
+        (classes, Meaning("probability", 0.5), "--set data.mask=semantic"),
+        (soft, Meaning("binary", 127.5), ""),
+        (shares, Meaning("probability", 0.5), ""),
+        (soft, Meaning("probability"), ""),
+    ]
+    for n, (masks, given, message) in enumerate(cases):
+        (tmp_path / str(n)).mkdir()
+        found = settle_meaning(scan(tmp_path / str(n), masks, given.threshold), given)[1]
+        assert [f.code for f in found] == ["threshold"] * bool(message), given
+        assert message in "".join(f.message for f in found)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.1, 0.9])
+def test_a_mask_of_one_fraction_is_scanned(tmp_path: Path, threshold: float | None) -> None:
+    (found,) = scan(tmp_path, [np.full((9, 9), 0.5, np.float32)], threshold).values()
+    assert (found.values.tolist(), found.counts.tolist(), found.fractions) == ([0.5], [81], True)
 
 
 @pytest.mark.parametrize(

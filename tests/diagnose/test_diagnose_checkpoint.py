@@ -153,6 +153,7 @@ def test_other_images_under_the_same_names_are_told(best: Path, tmp_path: Path) 
     for data, told in ((str(tmp_path / "other"), True), (None, False)):
         _, notes = module._prepare(CheckpointRequest(best, data=data), lambda _: pass_through)
         assert any("has all names of the training data" in note for note in notes) == told
+        assert any("data: 4 of 24 images have no mask file" in note for note in notes) == told
 
 
 def test_a_new_export_of_the_data_keeps_its_parts(best: Path, particles_dir: Path) -> None:

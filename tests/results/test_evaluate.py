@@ -303,7 +303,8 @@ class TestFolders:
         assert scored == {
             f"new_{path.stem}" for path in (particles_dir / "masks").iterdir() if path.stem not in labeled
         }
-        assert [note.split(" were ")[0] for note in notes] == [f"{len(labeled)} of the 20 cases"]
+        assert [note.split(" were ")[0] for note in notes[1:]] == [f"{len(labeled)} of the 20 cases"]
+        assert notes[0].startswith("data: 4 of 24 images have no mask file")
 
     def test_labels_of_a_grandparent_are_left_out_too(
         self, tiny_run: Path, particles_dir: Path, tmp_path: Path
@@ -343,7 +344,7 @@ class TestFolders:
         notes: list[str] = []
         evaluate(EvaluateRequest(checkpoint, data=str(folder), part="all", which="student"), note=notes.append)
         count = len(load_split(tiny_run / "split.yaml").labeled_ids(0.5))
-        assert [note.split(" of ")[0] for note in notes] == [str(count)]
+        assert [note.split(" of ")[0] for note in notes] == ["data: 4", str(count)]  # images without a mask, and these
 
     def test_the_groups_of_the_training_say_nothing_about_another_folder(self, tiny_run: Path, tmp_path: Path) -> None:
         (tmp_path / "groups.csv").write_text("name,group\nsomething,a\nelse,b\n")

@@ -200,7 +200,10 @@ def _suggest_for_few(known: Collection[int], unknown: set[int], strays: Iterable
         )
     objects = "If they number objects, type --set data.mask=instances"
     if len(unknown) > _SMOOTHED and min(unknown) > max(known):  # interpolation gives values in between
-        return f"{objects}; if they are classes, join them by data.label_map, or name them in data.label_values."
+        return (
+            f"{objects}; if they are gray steps, --set data.mask=binary; if they are classes, join them by "
+            "data.label_map, or name them in data.label_values."
+        )
     if len(unknown) > _SMOOTHED:
         return (
             "So many values come from smoothing or resizing with interpolation: threshold these masks again, or all by "

@@ -103,7 +103,7 @@ def settle_meaning(
     meaning = replace(given, kind=kind)
     if meaning.takes_fractions:
         meaning = _settle_threshold(pool, meaning)
-        findings += _check_threshold(pool, meaning, given)
+        findings += _check_threshold(pool, meaning, given, fractions=any(scan.fractions for scan in scans.values()))
     if kind != "semantic":
         if given.label_values is not None and len(given.label_values) != 2 and given.task == "semantic":
             raise DataError(
@@ -295,15 +295,28 @@ def _settle_threshold(pool: _ForegroundValues, meaning: Meaning) -> Meaning:
     return replace(meaning, threshold=(full if meaning.kind == "probability" else top or 1.0) / 2)
 
 
-def _check_threshold(pool: _ForegroundValues, meaning: Meaning, given: Meaning) -> Iterator[Finding]:
-    """Check that a threshold leaves foreground, and that one that nobody gave cuts no regions away."""
+def _check_threshold(
+    pool: _ForegroundValues, meaning: Meaning, given: Meaning, *, fractions: bool
+) -> Iterator[Finding]:
+    """Check that a threshold leaves foreground, is of the range of the masks, and, where nobody gave it, cuts no
+    regions away."""
     threshold, top = meaning.threshold or 0.0, float(pool.value.max(initial=0))
+    between = np.unique(pool.value[(pool.value > threshold) & (pool.value < top * (1 - _POLE))])
+    is_gray = top in _FULL_RANGES[1:] and len(between) >= _LEAST_STEPS and threshold < top * _POLE
+    if is_gray or (meaning.kind == "probability" and threshold < 1 < top and (fractions or len(between))):
+        message = (
+            f"the masks hold values up to {top:g}, and all above data.threshold={threshold:g} become foreground. If the "
+            f"threshold is of another range, type --set data.threshold={top / 2:g}; if values are classes, "
+            "--set data.mask=semantic"
+        )
+        yield Finding("threshold", "warn", message)
     if 0 < top <= threshold:
         message = (
             f"no mask has a value above data.threshold={threshold:g}; the largest is {top:g}. Type "
             f"--set data.threshold={top / 2:g}"
         )
         yield Finding("threshold", "fault", message)
+        return
     below = (pool.value > threshold / 4) & (pool.value <= threshold)
     if given.threshold is None and pool.count[below] @ pool.regions[below] > _THIN * pool.count.sum():
         message = (
