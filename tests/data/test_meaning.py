@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,20 @@ def test_a_threshold_leaves_foreground(tmp_path: Path) -> None:
     (finding,) = settle_meaning(scans, Meaning("binary", 127.5))[1]
     assert (finding.code, finding.level) == ("threshold", "fault")
     assert "--set data.threshold=0.5" in finding.message
+
+
+def test_numbers_below_0_are_no_objects(tmp_path: Path) -> None:
+    masks = [ids.astype(np.int32) - 1 for ids in mask_sets.counted_anew(np.random.default_rng(0))]
+    scans = scan(tmp_path, masks)
+    for given in (Meaning("instances"), Meaning(task="instances")):
+        (finding,) = settle_meaning(scans, given)[1]
+        assert (finding.code, finding.level) == ("negative_numbers", "fault")
+        top = max(int(mask.max()) for mask in masks) + 1
+        assert f"'data.label_map={{-1: 0, 0: {top}}}'" in finding.message
+        mapped = replace(given, label_map={-1: 0, 0: top})
+        assert settle_meaning(scans, mapped)[1] == []
+        np.testing.assert_array_equal(mapped.to_objects(masks[0]) > 0, masks[0] >= 0)
+        assert settle_meaning(scans, replace(given, ignore_value=-1))[1] == []
 
 
 def test_a_threshold_of_another_range_is_named(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.mask_values import MaskScan
-from ssl_seg.errors import DataError
+from ssl_seg.errors import DataError, name_examples
 from ssl_seg.labels import MaskKind, Meaning
 
 MANY_CLASSES = 32
@@ -104,6 +104,8 @@ def settle_meaning(
     if meaning.takes_fractions:
         meaning = _settle_threshold(pool, meaning)
         findings += _check_threshold(pool, meaning, given, fractions=any(scan.fractions for scan in scans.values()))
+    if kind == "instances":
+        findings += _check_negative(pool, given)
     if kind != "semantic":
         if given.label_values is not None and len(given.label_values) != 2 and given.task == "semantic":
             raise DataError(
@@ -255,6 +257,18 @@ def _check_numbers(pool: _ForegroundValues, given: Meaning) -> Iterator[Finding]
         yield Finding("not_numbered", "warn", message)
     else:
         yield Finding("not_numbered", "fault", f"{message}; if they do number objects, type --set data.mask=instances")
+
+
+def _check_negative(pool: _ForegroundValues, given: Meaning) -> Iterator[Finding]:
+    """Check that no number of an object is below 0: -1 is background, or not labeled, in masks of other programs."""
+    below = sorted({int(value) for value in pool.value if value < 0} - given.label_map.keys())
+    if below:
+        message = (
+            f"the masks hold {name_examples(below)}, and numbers of objects are above 0. If {below[0]} marks voxels to "
+            f"leave out, type --set data.ignore_value={below[0]}; if it is the background and 0 an object, --set "
+            f"'data.label_map={{{below[0]}: 0, 0: {int(pool.value.max()) + 1}}}'"
+        )
+        yield Finding("negative_numbers", "fault", message)
 
 
 def _count_on(pool: _ForegroundValues, different: int) -> bool:
