@@ -70,11 +70,17 @@ def test_objects_have_numbers(tmp_path: Path) -> None:
         (np.zeros((40, 40), complex), "the array"),
         (np.full((40, 40), np.nan), "the array"),
         (np.random.default_rng(0).random((40, 40, 4)), "the array"),
+        (np.ma.masked_greater(np.eye(40), 0.5), "the array has masked values"),
     ],
 )
 def test_what_is_no_image_is_named(tiny_run: Path, image: np.ndarray[Any, Any], said: str) -> None:
     with pytest.raises(DataError, match=said):
         ssl_seg.load_predictor(tiny_run)(image)
+
+
+def test_a_masked_array_without_masked_values_is_an_image(tiny_run: Path) -> None:
+    predict, image = ssl_seg.load_predictor(tiny_run), np.eye(40)
+    np.testing.assert_array_equal(predict(np.ma.asarray(image)).mask, predict(image).mask)
 
 
 def test_a_voxel_size_that_does_not_fit(tiny_run: Path) -> None:
