@@ -471,8 +471,8 @@ def _fetch_finite(fetch: Fetch, location: str, box: Box) -> NDArray[Any]:
     mask = fetch(box)
     if broken := mask.size - np.count_nonzero(np.isfinite(mask)):
         raise DataError(
-            f"{location}: {broken} of {mask.size} mask values are NaN or infinite. Save 0 there if it is background, or "
-            "an integer such as 255 if nobody has labeled it, and type --set data.ignore_value=255."
+            f"{location}: {broken} of {mask.size} mask values are NaN or infinite. Save 0 there if it is background, "
+            "or an integer such as 255 if nobody has labeled it, and type --set data.ignore_value=255."
         )
     return mask
 

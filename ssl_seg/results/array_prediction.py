@@ -15,9 +15,9 @@ from ssl_seg.data.formats.stored import Stored, from_array, leave_out, name_erro
 from ssl_seg.data.reading import make_reading
 from ssl_seg.data.store import fit_channels
 from ssl_seg.engine.machine import own_defaults
+from ssl_seg.errors import DataError
 from ssl_seg.inference.calibration import check_threshold
 from ssl_seg.inference.decision import clean_classes
-from ssl_seg.errors import DataError
 from ssl_seg.labels import to_mask
 from ssl_seg.results.mask_making import (
     MaskMaker,
@@ -73,8 +73,8 @@ class ArrayPredictor:
         check_spacing(spacing, data)
         if np.ma.is_masked(image):
             raise DataError(
-                f"{_NAME} has masked values, and what lies below them would be read: array.filled(VALUE), with the value "
-                "that the training images have where nothing was measured"
+                f"{_NAME} has masked values, and what lies below them would be read: array.filled(VALUE), with the "
+                "value that the training images have where nothing was measured"
             )
         voxel = data.spacing if spacing is None else tuple(map(float, spacing))
         stored = _hold(np.asarray(image), data)

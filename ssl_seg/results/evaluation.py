@@ -373,7 +373,7 @@ def open_cases(
 
 
 def describe_reading(catalog: Catalog, model: Model) -> tuple[str, ...]:
-    """Return what there is to say about how files were read; of the folder of the training, the training has said it."""
+    """Return what there is to say about how the files of another folder than that of the training were read."""
     notes = () if catalog.root == absolute_root(model.config.data.root) else catalog.notes
     return tuple(f"data: {text}" for text in notes)
 

@@ -319,8 +319,8 @@ def _check_threshold(
     is_gray = top in _FULL_RANGES[1:] and len(between) >= _LEAST_STEPS and threshold < top * _POLE
     if is_gray or (meaning.kind == "probability" and threshold < 1 < top and (fractions or len(between))):
         message = (
-            f"the masks hold values up to {top:g}, and all above data.threshold={threshold:g} become foreground. If the "
-            f"threshold is of another range, type --set data.threshold={top / 2:g}; if values are classes, "
+            f"the masks hold values up to {top:g}, and all above data.threshold={threshold:g} become foreground. If "
+            f"the threshold is of another range, type --set data.threshold={top / 2:g}; if values are classes, "
             "--set data.mask=semantic"
         )
         yield Finding("threshold", "warn", message)
