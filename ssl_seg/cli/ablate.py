@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -218,9 +219,7 @@ def _report(spec: AblationSpec, results: Sequence[CellResult], out: Path, *, as_
     if as_json:
         print_json(values)
         return
-    table = make_arm_table(summary)
-    print_table(str(out), list(table.columns), [list(row) for row in table.rows])
-    show(table.text)
+    print_table(replace(make_arm_table(summary), title=str(out)))
     for warning in summary.warnings:
         show(f"note: {warning}")
     for result in results:

@@ -16,6 +16,7 @@ from ssl_seg.cli import options as o
 from ssl_seg.cli.console import announce, print_json, show, track, wrap
 from ssl_seg.cli.paths import check_data, check_new_file
 from ssl_seg.cli.tables import print_table
+from ssl_seg.report.table import Table
 
 if TYPE_CHECKING:
     from ssl_seg.config import Config
@@ -141,8 +142,10 @@ def config_diff(
     if as_json:
         print_json({"a": a, "b": b, "differences": [asdict(item) for item in differences]})
     elif differences:
-        cells = [[d.setting, *(x if isinstance(x, str) else json.dumps(x) for x in (d.a, d.b))] for d in differences]
-        print_table(f"{len(differences)} setting(s) differ", ["setting", a, b], cells)
+        rows = tuple(
+            (d.setting, *(x if isinstance(x, str) else json.dumps(x) for x in (d.a, d.b))) for d in differences
+        )
+        print_table(Table(f"{len(differences)} setting(s) differ", "", ("setting", a, b), rows))
     else:
         show(f"no setting differs between {a} and {b}")
 

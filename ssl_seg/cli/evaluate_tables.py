@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ssl_seg.cli.console import show
-from ssl_seg.cli.tables import print_rows
+from ssl_seg.cli.tables import print_table
 from ssl_seg.errors import DataError
 from ssl_seg.files import format_csv, write_text
-from ssl_seg.report.diagnosis import format_table
-from ssl_seg.report.score_cells import Row, describe_absent, list_cells, make_object_rows, show_difference, show_margin
+from ssl_seg.report.markdown import format_table
+from ssl_seg.report.score_cells import Row, describe_absent, make_object_rows, show_difference, show_margin
+from ssl_seg.report.table import Table, to_table
 from ssl_seg.scores.text import number
 
 PARTS = {"val": "validation", "test": "sealed test", "all": "all labeled", "out_of_fold": "validation, out of fold"}
@@ -22,8 +23,8 @@ MOST_SHOWN = 12
 """Cases of a table; of more, the worst and the best half are shown."""
 
 
-Part = tuple[str, Sequence[Row]] | str
-"""A table, which is a title and rows, or a line of text."""
+Part = Table | str
+"""A table, or a line of text."""
 
 
 def print_result(result: Row, *, markdown: bool = False) -> None:
@@ -33,10 +34,10 @@ def print_result(result: Row, *, markdown: bool = False) -> None:
         match part:
             case str() as line:
                 show(f"- {line}" if markdown else line)
-            case title, rows if markdown:
-                show(f"## {title}\n\n{format_table(*list_cells(rows))}\n")
-            case title, rows:
-                print_rows(title, rows)
+            case Table() as table if markdown:
+                show(f"## {table.title}\n\n{format_table(table)}\n")
+            case Table() as table:
+                print_table(table)
 
 
 def _describe_evaluation(result: Row) -> Iterator[Part]:
@@ -48,19 +49,17 @@ def _describe_evaluation(result: Row) -> Iterator[Part]:
     figures = {net: _list_figures(summary, finds_empty=finds_empty) for net, summary in nets.items()}
     names = next(iter(figures.values()))
     rows = [{"score": name, **{net: own[name] for net, own in figures.items()}} for name in names]
-    yield f"{result['checkpoint']}, {PARTS[result['part']]}, {len(result['cases'])} cases", rows
+    yield to_table(f"{result['checkpoint']}, {PARTS[result['part']]}, {len(result['cases'])} cases", rows)
     if "classes" in shown:
-        yield f"classes of the {result['which']}", [_make_class_row(row) for row in shown["classes"]]
+        yield to_table(f"classes of the {result['which']}", [_make_class_row(row) for row in shown["classes"]])
     if "objects" in shown:
         found = shown["objects"]
-        yield (
-            f"objects of the {result['which']}: {found['true']} in {found['images']} masks",
-            make_object_rows(found),
-        )
+        title = f"objects of the {result['which']}: {found['true']} in {found['images']} masks"
+        yield to_table(title, make_object_rows(found))
     yield _list_cases(result, [row["label"] for row in shown.get("classes", ())])
     yield from describe_absent(shown)
     if "targets" in shown:
-        yield f"targets, {result['which']}", [_make_target_row(row) for row in shown["targets"]]
+        yield to_table(f"targets, {result['which']}", [_make_target_row(row) for row in shown["targets"]])
     yield from _describe_openings(result)
 
 
@@ -77,7 +76,7 @@ def _describe_comparison(result: Row) -> Iterator[Part]:
         }
         for place, row in zip(places, result["rows"], strict=True)
     ]
-    yield f"{base}, {PARTS[result['part']]}, {len(result['cases'])} cases", rows
+    yield to_table(f"{base}, {PARTS[result['part']]}, {len(result['cases'])} cases", rows)
     yield from describe_absent(result["rows"][0])
     yield from _describe_openings(result)
 
@@ -99,7 +98,7 @@ def _describe_folds(result: Row) -> Iterator[Part]:
         {"fold": row["fold"], "net": row["which"], "cases": row["cases"], **_make_network_cells(row, widest["of"])}
         for row in folds
     ]
-    yield f"{result['checkpoint']}, each fold on its validation cases", rows
+    yield to_table(f"{result['checkpoint']}, each fold on its validation cases", rows)
     for row in folds:
         for line in describe_absent(row):
             yield f"fold {row['fold']}: {line}"
@@ -205,7 +204,7 @@ def _make_class_row(row: Row) -> dict[str, Any]:
     }
 
 
-def _list_cases(result: Row, labels: Sequence[int]) -> Part:
+def _list_cases(result: Row, labels: Sequence[int]) -> Table:
     """Return a row for each case, or for the worst and the best ones."""
     rows = [
         {
@@ -222,7 +221,7 @@ def _list_cases(result: Row, labels: Sequence[int]) -> Part:
     title = f"cases of the {result['which']}" + ", mean of the classes in each, and Dice by class" * bool(labels)
     if len(rows) > MOST_SHOWN:
         title += f" (worst and best {MOST_SHOWN // 2}; --csv has all)"
-    return title, cut_middle(rows, MOST_SHOWN)
+    return to_table(title, cut_middle(rows, MOST_SHOWN))
 
 
 def write_cases(path: Path, result: Mapping[str, Any]) -> None:

@@ -13,7 +13,9 @@ from ssl_seg.cli import options as o
 from ssl_seg.cli.console import print_json, show
 from ssl_seg.cli.tables import print_table
 from ssl_seg.errors import name_examples
+from ssl_seg.report.markdown import format_table
 from ssl_seg.report.score_cells import format_interval
+from ssl_seg.report.table import Table, TableRow
 
 if TYPE_CHECKING:
     from ssl_seg.studies.investigation import Trial
@@ -56,16 +58,14 @@ def investigate(
     said |= {"if_confirmed": if_confirmed, "if_refuted": if_refuted}
     _add_runs(place, runs or [], {key: value for key, value in said.items() if value not in (None, "")})
     trials = investigation.investigate(place)
-    rows = [_make_row(trial) for trial in trials]
+    table = Table(str(place), "", COLUMNS, tuple(_make_row(trial) for trial in trials))
     if as_json:
         print_json({"file": str(place), "trials": [asdict(trial) for trial in trials]})
         return
     if markdown:
-        from ssl_seg.report.diagnosis import format_table
-
-        show(format_table(COLUMNS, rows))
+        show(format_table(table))
         return
-    print_table(str(place), list(COLUMNS), rows)
+    print_table(table)
     for trial in trials:
         if trial.stated_late:
             show(f"note: the expectation for {trial.name} was written down only after it had ended")
@@ -103,10 +103,10 @@ def _add_runs(place: Path, runs: Sequence[Path], said: Mapping[str, Any]) -> Non
         add_statement(place, run, validate(Statement, dict(own)))
 
 
-def _make_row(trial: Trial) -> list[str]:
+def _make_row(trial: Trial) -> TableRow:
     gain, said = trial.gain, trial.statement
     score = "-" if trial.f1 is None else " ".join([f"{trial.f1:.3f}", *trial.codes])
-    return [
+    return (
         trial.name,
         said.hypothesis,
         name_examples([f"{c.setting} {c.a} -> {c.b}" for c in trial.changes], MOST_SHOWN),
@@ -116,4 +116,4 @@ def _make_row(trial: Trial) -> list[str]:
         "-" if gain is None else format_interval(gain.low, gain.high, gain.why, "+.3f"),
         trial.verdict,
         trial.decision,
-    ]
+    )

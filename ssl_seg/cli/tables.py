@@ -1,4 +1,4 @@
-"""Tables on stdout. A row is a mapping from the title of a column to its cell."""
+"""Tables and findings on stdout."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from ssl_seg.cli.console import show
 from ssl_seg.errors import printable
-from ssl_seg.report.score_cells import Row, list_cells
+from ssl_seg.report.score_cells import Row
+from ssl_seg.report.table import Table, to_table
 
 if TYPE_CHECKING:
     from ssl_seg.data.findings import Finding
@@ -18,9 +19,8 @@ _ANY_WIDTH = 10_000
 
 
 def print_rows(title: str, rows: Sequence[Row]) -> None:
-    """Print a table whose columns are those of its rows, in their order; a cell that a row lacks is empty."""
-    columns, cells = list_cells(rows)
-    print_table(title, columns, cells)
+    """Print rows, each from the title of a column to its cell, as a table; see ``to_table``."""
+    print_table(to_table(title, rows))
 
 
 def print_findings(findings: Sequence[Finding]) -> None:
@@ -31,38 +31,36 @@ def print_findings(findings: Sequence[Finding]) -> None:
         show(f"{finding.level}: {describe_finding(finding)}")
 
 
-def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table to stdout. No figure is ever cut off; rows may end before the last column.
+def print_table(table: Table) -> None:
+    """Print a table, and below it how to read it. No figure is ever cut off; rows may end before the last column.
 
     In a file or a pipe, lines are as long as they are. On a terminal, cells are wrapped between words; where that is
     not enough, the lines between columns are left out, and at last each row is a list.
     """
     from rich.box import HEAVY_HEAD
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as Grid
 
     drawn = sys.stdout.isatty()
     console = Console(width=None if drawn else _ANY_WIDTH, highlight=False, markup=False, emoji=False)
-    title, columns = printable(title), list(map(printable, columns))
-    rows = [[*map(printable, row), *[""] * (len(columns) - len(row))] for row in rows]
+    title, columns = printable(table.title), list(map(printable, table.columns))
+    rows = [[*map(printable, row), *[""] * (len(columns) - len(row))] for row in table.rows]
     cells = list(zip(columns, *rows, strict=True))
     boxed = fit_widths(cells, console.width - 3 * len(columns) - 1)
     plain = fit_widths(cells, console.width - len(columns))
     if plain is None:
         console.print(title, *(format_record(columns, row) for row in rows), sep="\n")
-        return
-    has_box = drawn and boxed is not None
-    table = Table(
-        title=title,
-        title_justify="left",
-        box=HEAVY_HEAD if has_box else None,
-        padding=(0, 1) if has_box or not drawn else (0, 1, 0, 0),
-    )
-    for index, (column, width) in enumerate(zip(columns, boxed or plain, strict=True)):
-        table.add_column(column, justify="left" if index == 0 else "right", width=width)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    else:
+        has_box = drawn and boxed is not None
+        padding = (0, 1) if has_box or not drawn else (0, 1, 0, 0)
+        grid = Grid(title=title, title_justify="left", box=HEAVY_HEAD if has_box else None, padding=padding)
+        for index, (column, width) in enumerate(zip(columns, boxed or plain, strict=True)):
+            grid.add_column(column, justify="left" if index == 0 else "right", width=width)
+        for row in rows:
+            grid.add_row(*row)
+        console.print(grid)
+    if table.text:
+        show(table.text)
 
 
 def format_record(columns: Sequence[str], row: Sequence[str]) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ssl_seg.errors import printable
 from ssl_seg.files import format_csv
+from ssl_seg.report.markdown import format_table
 from ssl_seg.report.table import Table
 from ssl_seg.scores.intervals import METRICS, Estimate, compute_class_scores, compute_score
 from ssl_seg.scores.text import UNKNOWN, number
@@ -187,18 +187,14 @@ def _format_runs(summary: ArmSummary) -> str:
 def format_markdown(summary: AblationSummary) -> str:
     """Return title, table, how to read it, and warnings as Markdown."""
     table = make_arm_table(summary)
-    rows = [[printable(cell).replace("|", "\\|") for cell in row] for row in (table.columns, *table.rows)]
-    names = _count_names(table)
-    rows.insert(1, ["---"] * names + ["---:"] * (len(table.columns) - names))
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([f"## {table.title}", "", *lines, "", table.text, "", *(f"- {w}" for w in summary.warnings), ""])
+    warnings = [f"- {warning}" for warning in summary.warnings]
+    return "\n".join([f"## {table.title}", "", format_table(table), "", table.text, "", *warnings, ""])
 
 
 def format_latex(summary: AblationSummary) -> str:
     r"""Return a table for LaTeX, with ``\usepackage{booktabs}``; warnings are comments."""
     table = make_arm_table(summary)
-    names = _count_names(table)
-    arms = len(summary.arms)
+    names, arms = table.columns.index("labels"), len(summary.arms)
     lines = [" & ".join(map(escape_latex, row)) + r" \\" for row in table.rows]
     return "\n".join(
         [
@@ -219,11 +215,6 @@ def format_latex(summary: AblationSummary) -> str:
             "",
         ]
     )
-
-
-def _count_names(table: Table) -> int:
-    """Return the number of columns that hold names: those before the labels."""
-    return table.columns.index("labels")
 
 
 _LATEX = {

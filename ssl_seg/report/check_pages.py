@@ -14,8 +14,8 @@ from ssl_seg.report.check_tables import describe_summary, join_lines, make_class
 from ssl_seg.report.figures import describe_class_colors, draw_panels
 from ssl_seg.report.page import ImageRow, Page, PageImage, PageSection, encode_image, keep_filled, make_facts
 from ssl_seg.report.run_record import Banner
-from ssl_seg.report.score_cells import to_table
 from ssl_seg.report.split_figure import make_split_panels
+from ssl_seg.report.table import to_table
 
 AUDIT_CASES = 12
 """Pictures of cases on the page of an audit."""

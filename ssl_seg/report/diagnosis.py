@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssl_seg.errors import DataError, printable, printable_lines, quote
+from ssl_seg.errors import DataError, quote
 from ssl_seg.files import next_free, now, write_json, write_text
 from ssl_seg.report.diagnosis_figures import FigureFile, plot_diagnosis
 from ssl_seg.report.diagnosis_page import make_diagnosis_page
 from ssl_seg.report.diagnosis_summary import describe_scope, list_evidence
 from ssl_seg.report.diagnosis_tables import make_key_figures, make_limits_table, make_tables, make_worst_images
+from ssl_seg.report.markdown import code, escape, format_table
 from ssl_seg.report.page import PAGE_FILE, write_page
 from ssl_seg.report.table import Table
-from ssl_seg.scores.text import UNKNOWN
 
 if TYPE_CHECKING:
     from ssl_seg.diagnose.result import Diagnosis
@@ -70,15 +69,15 @@ def format_report(diagnosis: Diagnosis, pictures: Sequence[FigureFile], when: st
     """
     verdict = diagnosis.verdict
     head = [
-        f"# Diagnosis of {_code(diagnosis.subject)}",
-        f"**Verdict: {verdict.level}, {_code(verdict.code)}: {_escape(verdict.message)}**",
+        f"# Diagnosis of {code(diagnosis.subject)}",
+        f"**Verdict: {verdict.level}, {code(verdict.code)}: {escape(verdict.message)}**",
         _examined(diagnosis, when, command),
     ]
     sections = [
         *_findings(diagnosis),
         *_causes(diagnosis),
         "## What to do",
-        *([f"{_escape(diagnosis.action)}."] if diagnosis.action else []),
+        *([f"{escape(diagnosis.action)}."] if diagnosis.action else []),
         f"```sh\n{diagnosis.next_command}\n```",
         *_table(make_key_figures(diagnosis), "##"),
         *_table(make_worst_images(diagnosis), "##"),
@@ -93,45 +92,28 @@ def format_report(diagnosis: Diagnosis, pictures: Sequence[FigureFile], when: st
 def format_measurements(diagnosis: Diagnosis, pictures: Sequence[FigureFile]) -> str:
     """Return all tables and figures in Markdown, each with what it says."""
     tables = (make_limits_table(diagnosis), *make_tables(diagnosis))
-    parts = [f"# Measurements of {_code(diagnosis.subject)}"]
+    parts = [f"# Measurements of {code(diagnosis.subject)}"]
     for picture in pictures:
         parts += [f"![{picture.title}]({picture.path.name})", f"*{picture.title}.* {picture.caption}"]
     return "\n\n".join([*parts, *(part for table in tables for part in _table(table, "##"))]) + "\n"
 
 
-def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table, aligned in the source too: columns of figures to the right, others to the left."""
-    cells = [[_cell(text) for text in row] for row in (columns, *rows)]
-    widths = [max(3, *(len(row[c]) for row in cells)) for c in range(len(columns))]
-    right = [all(_is_figure(row[c]) for row in rows) for c in range(len(columns))]
-    lines = [
-        [text.rjust(w) if is_right else text.ljust(w) for text, w, is_right in zip(row, widths, right, strict=True)]
-        for row in cells
-    ]
-    rule = ["-" * (w - 1) + (":" if is_right else "-") for w, is_right in zip(widths, right, strict=True)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
-
-
-def _is_figure(text: str) -> bool:
-    return text in ("", UNKNOWN) or text.lstrip("+-")[:1].isdigit()
-
-
 def _examined(diagnosis: Diagnosis, when: str, command: str) -> str:
     what = "checkpoint" if diagnosis.kind == "checkpoint" else "folder of predictions"
     lines = [
-        f"Examined: the {what} {_code(diagnosis.subject)}.",
-        f"Looked at: {_escape(describe_scope(diagnosis))}.",
+        f"Examined: the {what} {code(diagnosis.subject)}.",
+        f"Looked at: {escape(describe_scope(diagnosis))}.",
         f"Date: {when}.",
     ]
     if command:
-        lines.append(f"Command: {_code(command)}.")
+        lines.append(f"Command: {code(command)}.")
     return "\n".join(f"- {line}" for line in lines)
 
 
 def _findings(diagnosis: Diagnosis) -> list[str]:
     if not diagnosis.findings:
         return ["## Findings", "No rule found anything."]
-    explained = [f"- **{f.level}: {_escape(f.code)}** ({f.net}): {_escape(f.message)}." for f in diagnosis.findings]
+    explained = [f"- **{f.level}: {escape(f.code)}** ({f.net}): {escape(f.message)}." for f in diagnosis.findings]
     return ["## Findings", "\n".join(explained)]
 
 
@@ -140,37 +122,15 @@ def _causes(diagnosis: Diagnosis) -> list[str]:
         return []
     listed = zip(diagnosis.causes, list_evidence(diagnosis.causes), strict=True)
     lines = [
-        f"{rank}. **Hypothesis:** {_escape(cause.text)}. **Evidence:** {_escape('; '.join(evidence))}"
+        f"{rank}. **Hypothesis:** {escape(cause.text)}. **Evidence:** {escape('; '.join(evidence))}"
         for rank, (cause, evidence) in enumerate(listed, start=1)
     ]
     return ["## Likely causes, the most likely first", "\n".join(lines)]
 
 
 def _table(table: Table, heading: str) -> list[str]:
-    return [f"{heading} {table.title}", table.text, format_table(table.columns, table.rows)] if table.rows else []
+    return [f"{heading} {table.title}", table.text, format_table(table)] if table.rows else []
 
 
 def _notes(diagnosis: Diagnosis) -> list[str]:
-    return ["## Notes", "\n".join(f"- {_escape(note)}" for note in diagnosis.notes)] if diagnosis.notes else []
-
-
-def _cell(text: str) -> str:
-    return _escape(text).replace("|", "\\|").replace("\n", " ")
-
-
-def _code(text: str) -> str:
-    """Return code of one line, in a fence that is longer than any row of backticks in it."""
-    longest = max(map(len, re.findall("`+", text)), default=0)
-    fence, space = "`" * (longest + 1), " " * (longest > 0)
-    return f"{fence}{space}{printable(text)}{space}{fence}"
-
-
-def _escape(text: str) -> str:
-    """Return text in which names such as ``all_negative`` stay what they are; `` `code` `` is left alone."""
-    text = printable_lines(text).replace("](", "]\\(")
-    parts = text.split("`")
-    if len(parts) % 2 == 0:  # a single backtick opens nothing
-        return text.replace("`", "\\`").replace("_", "\\_").replace("*", "\\*")
-    outside = [part.replace("_", "\\_").replace("*", "\\*").replace("<", "&lt;") for part in parts[::2]]
-    inside = parts[1::2]
-    return "".join(text for pair in zip(outside, [f"`{code}`" for code in inside] + [""], strict=True) for text in pair)
+    return ["## Notes", "\n".join(f"- {escape(note)}" for note in diagnosis.notes)] if diagnosis.notes else []

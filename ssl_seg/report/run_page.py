@@ -14,8 +14,8 @@ from ssl_seg.report.figures import Drawing, describe_class_colors
 from ssl_seg.report.page import Page, PageSection, keep_filled, make_facts, make_image_rows
 from ssl_seg.report.run_figures import draw_curves, draw_foreground_scatter, draw_reliability, draw_scores
 from ssl_seg.report.run_record import RunRecord
-from ssl_seg.report.score_cells import describe_absent, make_object_rows, name_subject, show_margin, to_table
-from ssl_seg.report.table import Table
+from ssl_seg.report.score_cells import describe_absent, make_object_rows, name_subject, show_margin
+from ssl_seg.report.table import Table, to_table
 from ssl_seg.run.directory import find_last
 from ssl_seg.run.final_scores import NetworkScore, summarize_network
 from ssl_seg.run.seal import Ledger, find_openings

@@ -1,37 +1,16 @@
-"""Scores as cells of a table, for the terminal and for pages. A row is a mapping from the title of a column to its
-cell."""
+"""Scores as cells of a table, for the terminal and for pages; see ``to_table`` for rows of cells."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ssl_seg.report.table import Table
-from ssl_seg.scores.text import number
-
 Row = Mapping[str, Any]
-
-
-def list_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Return the columns of rows, in their order, and the text of all cells; a cell that a row lacks is empty."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    return columns, [[format_cell(row.get(name, "")) for name in columns] for row in rows]
-
-
-def format_cell(value: Any) -> str:
-    """Return a figure with three decimals, ``-`` for None and what is not finite, and anything else as it is."""
-    return number(value) if value is None or isinstance(value, float) else str(value)
 
 
 def format_interval(low: float | None, high: float | None, why: str = "", digits: str = ".3f") -> str:
     """Return an interval for a table; where there is none, why, or ``-``."""
     return why or "-" if low is None or high is None else f"{low:{digits}} .. {high:{digits}}"
-
-
-def to_table(title: str, rows: Sequence[Row], text: str = "") -> Table:
-    """Return rows as a table of text."""
-    columns, cells = list_cells(rows)
-    return Table(title, text, tuple(columns), tuple(map(tuple, cells)))
 
 
 def make_score_cells(of: str, student: Row, teacher: Row, used: Row) -> dict[str, Any]:

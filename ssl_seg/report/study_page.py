@@ -11,9 +11,8 @@ from ssl_seg.errors import RunDirError, SslSegError, quote
 from ssl_seg.report.comparison_page import make_curve_section, make_verdict_section
 from ssl_seg.report.page import PAGE_FILE, Page, PageImage, PageSection, to_data_uri
 from ssl_seg.report.run_record import RunRecord, read_run
-from ssl_seg.report.score_cells import to_table
 from ssl_seg.report.study_tables import make_fold_rows, make_rung_rows
-from ssl_seg.report.table import Table
+from ssl_seg.report.table import Table, to_table
 from ssl_seg.results.folds import FOLDS, summarize_folds
 from ssl_seg.results.study import StudyKind, load_study
 from ssl_seg.run.directory import CONFIG_FILE

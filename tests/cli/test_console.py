@@ -13,6 +13,7 @@ from rich.cells import cell_len
 from ssl_seg.cli.console import show, track
 from ssl_seg.cli.tables import fit_widths, format_record, print_table
 from ssl_seg.monitor.findings import RuleFinding, Verdict, describe_codes, format_block
+from ssl_seg.report.table import Table
 
 STUDENT = RuleFinding("all_negative", "collapsed", "student", 0.0, 1.0, "", "0 % of 25 %")
 TEACHER = replace(STUDENT, net="teacher", message="1 % of 25 %")
@@ -51,8 +52,8 @@ def test_the_worst_level_leads_and_another_is_said() -> None:
     assert lines[1] == "    also: plateau (training)"
 
 
-COLUMNS = ["method", *(f"95 % interval of column {n}" for n in range(8))]
-ROWS = [[f"method_{r}", *(f"[0.{r}{n}1, 0.{r}{n}9]" for n in range(8))] for r in range(3)]
+COLUMNS = ("method", *(f"95 % interval of column {n}" for n in range(8)))
+ROWS = tuple((f"method_{r}", *(f"[0.{r}{n}1, 0.{r}{n}9]" for n in range(8))) for r in range(3))
 FIGURES = {word for row in ROWS for cell in row for word in cell.split()}
 
 
@@ -60,12 +61,12 @@ def draw(width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     """Return what a terminal shows of the table, without its styles."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", str(width))
-    print_table("a table", COLUMNS, ROWS)
+    print_table(Table("a table", "", COLUMNS, ROWS))
     return re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
 
 
 def test_a_wide_table_is_whole_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table("a table", COLUMNS, ROWS)
+    print_table(Table("a table", "", COLUMNS, ROWS))
     title, header, *lines = capsys.readouterr().out.splitlines()
     assert title.split() == ["a", "table"]
     assert all(column in header for column in COLUMNS)
@@ -100,19 +101,20 @@ def test_rows_may_end_early(
     if width is not None:
         monkeypatch.setattr("sys.stdout.isatty", lambda: True)
         monkeypatch.setenv("COLUMNS", str(width))
-    print_table("t", ["component", "F1"], [["dice", "0.125"], ["alone"], []])
+    print_table(Table("t", "", ("component", "F1"), (("dice", "0.125"), ("alone",), ())))
     shown = capsys.readouterr().out
     assert "0.125" in shown
     assert "alone" in shown
 
 
 def test_brackets_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table("[/t]", ["lr[high]"], [["bad [/tmp/x] here"], ["[bold]"]])
+    print_table(Table("[/t]", "how [to] read it", ("lr[high]",), (("bad [/tmp/x] here",), ("[bold]",))))
     assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [
         "[/t]",
         "lr[high]",
         "bad [/tmp/x] here",
         "[bold]",
+        "how [to] read it",
     ]
 
 
@@ -142,7 +144,7 @@ def test_wide_characters_are_not_cut(capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     for width in (30, 36, 40, 60, 200):
         monkeypatch.setenv("COLUMNS", str(width))
-        print_table("t", ["case", "dice"], [[name, "0.125"] for name in names])
+        print_table(Table("t", "", ("case", "dice"), tuple((name, "0.125") for name in names)))
         shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
         assert all(name in shown for name in names)
         assert shown.count("0.125") == len(names)
@@ -157,7 +159,8 @@ def test_names_cannot_steer_the_terminal(
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("TERM", "dumb")
-    print_table("\x1b]0;title\x07", ["\x1b[2J", "b"], [["a\nb\r", ":smile: [red]x[/red]"], ["\x9b31m\u202e", "[/]"]])
+    rows = (("a\nb\r", ":smile: [red]x[/red]"), ("\x9b31m\u202e", "[/]"))
+    print_table(Table("\x1b]0;title\x07", "", ("\x1b[2J", "b"), rows))
     show("note \x1b[1A", err=False)
     list(track(["x"], 1, "reading \x1b[2J [/x]"))
     out, err = capsys.readouterr()

@@ -26,7 +26,7 @@ from ssl_seg.diagnose.result import Cause, Histogram
 from ssl_seg.errors import DataError, printable
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.monitor.catalog import limit
-from ssl_seg.report.diagnosis import format_measurements, format_report, format_table, write_report
+from ssl_seg.report.diagnosis import format_measurements, format_report, write_report
 from ssl_seg.report.diagnosis_figures import make_foreground, make_histograms, make_sweep
 from ssl_seg.report.diagnosis_page import make_diagnosis_page
 from ssl_seg.report.diagnosis_summary import describe_scope, format_findings, format_verdict
@@ -40,6 +40,8 @@ from ssl_seg.report.diagnosis_tables import (
 )
 from ssl_seg.report.example_figure import color_errors, list_columns, paint_panel, plot_examples
 from ssl_seg.report.figures import plot_panels
+from ssl_seg.report.markdown import format_table
+from ssl_seg.report.table import Table
 from ssl_seg.scores.text import cut, number
 
 ALL = {"constant": constant_diagnosis, "healthy": healthy_diagnosis, "masks": masks_diagnosis}
@@ -85,7 +87,7 @@ class TestTable:
     @given(st.lists(st.lists(st.text("a_|*`<5.-+% ", max_size=9), min_size=3, max_size=3), min_size=1, max_size=4))
     def test_shows_every_cell_as_it_is(self, rows: list[list[str]]) -> None:
         stripped = [[cell.strip() for cell in row] for row in rows]
-        text = format_table(("name", "b", "c"), stripped)
+        text = format_table(Table("", "", ("name", "b", "c"), tuple(map(tuple, stripped))))
         assert len({len(line) for line in text.splitlines()}) == 1
         plain = [[re.sub(r"\s+", " ", cell) for cell in row] for row in stripped]
         if not any("`" in cell for row in stripped for cell in row):
@@ -93,7 +95,8 @@ class TestTable:
             assert shown == [["name", "b", "c"], *plain]
 
     def test_figures_are_on_the_right_and_words_on_the_left(self) -> None:
-        text = format_table(("name", "score", "word"), [("a", "0.5", "long word"), ("b", "-", "w"), ("c", "+1.25", "")])
+        rows = (("a", "0.5", "long word"), ("b", "-", "w"), ("c", "+1.25", ""))
+        text = format_table(Table("", "", ("name", "score", "word"), rows))
         assert text.splitlines() == [
             "| name | score | word      |",
             "| ---- | ----: | --------- |",
@@ -198,7 +201,7 @@ class TestReport:
             "ssl-seg data audit data/particles\n"
         ]
         assert r"**Evidence:** AUROC 0.51; F1 0.494 \* 2" in text
-        assert "**collapsed: constant\\_output** (teacher): the same everywhere" in text
+        assert "**collapsed: constant_output** (teacher): the same everywhere" in text
         worst = read_cells(text)[-WORST_IMAGES:]
         assert [row[0] for row in worst] == [f"img_{n:03}" for n in range(WORST_IMAGES)]
         assert f"{WORST_IMAGES} of 8; all are in `report.json`" in text
