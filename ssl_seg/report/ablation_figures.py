@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ssl_seg.report.ablation_tables import format_labels, name_score
-from ssl_seg.report.diagnosis_figures import FigureFile
 from ssl_seg.report.figures import COLORS, add_legend, name_rows, new_figure, open_frame, save_figure
 from ssl_seg.studies.ablation.label_savings import LabelCount
 from ssl_seg.studies.ablation.summary import AblationSummary, ArmSummary, Line
@@ -24,23 +23,23 @@ _TIE = 0.005
 """Differences of Dice below are neither better nor worse."""
 
 
-def plot_ablation(summary: AblationSummary, folder: Path) -> tuple[FigureFile, ...]:
-    """Write the figures for which there is something to show, in place of older ones.
+def plot_ablation(summary: AblationSummary, folder: Path) -> list[str]:
+    """Write the figures for which there is something to show, in place of older ones, and return their names.
 
     Raises:
         DataError: when one cannot be written.
     """
-    pictures = []
-    for name, (title, caption, plot) in _FIGURES.items():
+    written = []
+    for name, (_, _, plot) in FIGURES.items():
         path = folder / name
         drawn = path.with_name(f".{name}")  # a figure that is being looked at is replaced as a whole
         drawn.unlink(missing_ok=True)
         if plot(summary, drawn):
             drawn.replace(path)
-            pictures.append(FigureFile(path, title, caption))
+            written.append(name)
         else:
             path.unlink(missing_ok=True)
-    return tuple(pictures)
+    return written
 
 
 def plot_scores(summary: AblationSummary, path: Path) -> bool:
@@ -296,7 +295,7 @@ def _finish(axis: Axes) -> None:
     open_frame(axis)
 
 
-_FIGURES: dict[str, tuple[str, str, Callable[[AblationSummary, Path], bool]]] = {
+FIGURES: dict[str, tuple[str, str, Callable[[AblationSummary, Path], bool]]] = {
     "scores.png": (
         "Score over labels",
         "Line: mean over runs; band: its 95 % interval over cases; dots: runs. Below the dashed line is worse than "
@@ -316,3 +315,4 @@ _FIGURES: dict[str, tuple[str, str, Callable[[AblationSummary, Path], bool]]] = 
         plot_labels_equivalent,
     ),
 }
+"""Name of the file -> title, how it is read, and what writes it, if there is something to show."""

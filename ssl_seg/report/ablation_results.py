@@ -44,8 +44,7 @@ def write_results(
     }
     for name, text in texts.items():
         write_text(out / name, text)
-    pictures = plot_ablation(summary, out)
-    return summary, values, (*texts, ABLATION_RESULTS, *(picture.path.name for picture in pictures))
+    return summary, values, (*texts, ABLATION_RESULTS, *plot_ablation(summary, out))
 
 
 def _to_plain(summary: AblationSummary) -> dict[str, Any]:

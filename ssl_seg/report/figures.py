@@ -59,7 +59,8 @@ class Drawing:
 
     title: str
     caption: str
-    svg: str
+    html: str
+    """An ``<svg>`` element, or an ``<img>`` with its data."""
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,6 @@ class PageSection:
     rows: tuple[ImageRow, ...] = ()
     banners: tuple[tuple[str, Banner], ...] = ()
     """Verdicts of several runs, by name."""
-    images: tuple[PageImage, ...] = ()
-    """Figures that exist as files."""
     links: tuple[str, ...] = ()
     """Other pages, by their path from the folder of this one."""
     is_open: bool = True
@@ -136,9 +134,7 @@ def check_page_file(path: Path) -> None:
 def _leave_out_pictures(page: Page) -> Page:
     note = f"Pictures are left out: the page would be larger than {MOST_BYTES / 1e6:.0f} MB."
     sections = (
-        replace(section, notes=(*section.notes, note), rows=(), images=())
-        if section.rows or section.images
-        else section
+        replace(section, notes=(*section.notes, note), rows=()) if section.rows else section
         for section in page.sections
     )
     return replace(page, sections=tuple(sections))
@@ -149,7 +145,7 @@ def keep_filled(sections: Iterable[PageSection]) -> tuple[PageSection, ...]:
     return tuple(
         s
         for s in sections
-        if s.notes or s.drawings or s.rows or s.banners or s.images or s.links or any(table.rows for table in s.tables)
+        if s.notes or s.drawings or s.rows or s.banners or s.links or any(table.rows for table in s.tables)
     )
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ssl_seg.errors import RunDirError, SslSegError, quote
+from ssl_seg.report.ablation_figures import FIGURES
 from ssl_seg.report.comparison_page import make_curve_section, make_verdict_section
-from ssl_seg.report.page import PAGE_FILE, Page, PageImage, PageSection, to_data_uri
+from ssl_seg.report.figures import Drawing
+from ssl_seg.report.page import PAGE_FILE, Page, PageSection, keep_filled, to_data_uri
 from ssl_seg.report.run_record import RunRecord, read_run
 from ssl_seg.report.study_tables import make_fold_rows, make_rung_rows
 from ssl_seg.report.table import Table, to_table
@@ -20,7 +22,6 @@ from ssl_seg.studies.ablation.cells import MARKER, open_folder
 from ssl_seg.studies.rungs import LADDER
 
 ABLATION_RESULTS = "results.json"
-_FIGURES = ("scores.png", "case_slopes.png", "labels_equivalent.png")
 
 
 def is_study(path: Path) -> bool:
@@ -81,21 +82,19 @@ def _make_ablation_page(path: Path) -> Page:
     """Return the page of the table and the figures that ``ablate`` has written."""
     table, warnings = _read_table(path)
     figures = tuple(
-        PageImage(name.removesuffix(".png").replace("_", " "), to_data_uri((path / name).read_bytes(), "png"))
-        for name in _FIGURES
+        Drawing(title, caption, f'<img src="{to_data_uri((path / name).read_bytes(), "png")}" alt="{title}">')
+        for name, (title, caption, _) in FIGURES.items()
         if (path / name).is_file()
     )
     folders = sorted(path.glob("cells/*/run"))
     records = {_name_cell(folder.parent): record for folder in folders if (record := _read(folder)) is not None}
     sections = (
         PageSection("Table of the arms", warnings, tables=(table,)),
-        PageSection("Figures", images=figures),
+        PageSection("Figures", drawings=figures),
         make_verdict_section(records),
         make_curve_section(records),
     )
-    return Page(
-        f"Ablation {path.resolve().name}", str(path), None, tuple(s for s in sections if s != PageSection(s.title))
-    )
+    return Page(f"Ablation {path.resolve().name}", str(path), None, keep_filled(sections))
 
 
 def _name_cell(folder: Path) -> str:

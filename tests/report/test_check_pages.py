@@ -100,7 +100,7 @@ def test_outlines_are_drawn_inside_their_class() -> None:
 def test_many_points_are_pixels_of_one_image(count: int) -> None:
     first = replace(make_measures(intensity=False)[0], foreground=comparison([*np.linspace(0, 1, count)], 0.5))
     (drawing,) = draw_panels(make_split_panels([first]))
-    assert ("<image" in drawing.svg) == (count > MOST_POINTS)
+    assert ("<image" in drawing.html) == (count > MOST_POINTS)
 
 
 def test_a_set_without_masks_draws_nothing() -> None:

@@ -369,7 +369,7 @@ class TestHtml:
         counted = replace(make_dice_score([0.8] * 12), reliability=tuple(map(tuple, [map(tuple, bins)])))
         page = make_run_page(read_run(make_run(tmp_path / "new", [make_look(12)], (), make_final(counted))))
         (drawing,) = next(s for s in page.sections if s.title == "Calibration").drawings
-        assert "foreground: error 0.075" in drawing.svg  # 0.75 of the voxels are 0.1 off
+        assert "foreground: error 0.075" in drawing.html  # 0.75 of the voxels are 0.1 off
         old = texts(make_run_page(read_run(make_healthy(tmp_path / "old"))))["Calibration"]
         assert f"ssl-seg calibrate {tmp_path / 'old'}" in old
 
@@ -395,7 +395,7 @@ class TestHtml:
 
     def test_the_same_run_gives_the_same_text(self, tmp_path: Path) -> None:
         record = read_run(make_healthy(tmp_path / "run"))
-        assert len({drawn.svg for _ in range(2) if (drawn := draw_scores(record)) is not None}) == 1
+        assert len({drawn.html for _ in range(2) if (drawn := draw_scores(record)) is not None}) == 1
 
     def test_it_is_small_and_drops_pictures_where_it_would_not_be(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -101,7 +101,9 @@ def test_an_ablation_has_the_table_and_the_figures_of_its_command(tmp_path: Path
     assert page.sections[0].tables[0].columns == ("method", "labels")
     assert page.sections[0].tables[0].text == "Score: F1."
     assert page.sections[0].notes == ("few cases",)
-    assert [picture.source for picture in page.sections[1].images] == ["data:image/png;base64,cG5n"]
+    (figure,) = page.sections[1].drawings
+    assert figure.html == '<img src="data:image/png;base64,cG5n" alt="Score over labels">'
+    assert figure.caption.startswith("Line: mean over runs")
     assert states(page) == {"method_8 (abc)": "healthy"}
 
 
