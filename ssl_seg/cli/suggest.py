@@ -124,16 +124,16 @@ def _write_table(found: Sequence[Suggestion], path: Path) -> None:
 
 def _make_sample(pool: Pool, own: Suggestion, rank: int) -> Sample:
     """Return an image with its predicted classes; of a volume the slice with the most predicted foreground."""
+    from ssl_seg.data.pictures import find_fullest, to_picture
     from ssl_seg.data.views.transforms import blacken_gaps
     from ssl_seg.report.audit_figure import Sample
-    from ssl_seg.report.audit_samples import shorten, to_picture
+    from ssl_seg.report.audit_samples import shorten
 
     case = pool.store.load_whole(own.case_id)
     classes = pool.decision(pool.predict(case))
     pixels, place = blacken_gaps(case.image), ""
     if classes.ndim == 3:
-        area = (classes > 0).sum(axis=(1, 2))
-        z = int(area.argmax()) if area.any() else len(classes) // 2
+        z = find_fullest((classes > 0).sum(axis=(1, 2)))
         pixels, classes, place = pixels[:, z], classes[z], f", z {z} of {len(classes)}"
     stride = -(-max(classes.shape) // LONGEST_SIDE)
     score = "" if own.score is None else f" {own.score:.3g}"

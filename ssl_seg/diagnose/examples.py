@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_seg.data.pictures import find_fullest, stretch, to_picture
 from ssl_seg.data.views.transforms import blacken_gaps
 from ssl_seg.diagnose.result import Example, Part
 
@@ -19,8 +20,6 @@ NEAR_MEDIAN = 9
 """Scored images next to the median that are kept while more follow."""
 MAX_SIDE = 768
 """Longer sides are thinned out."""
-CLIP = (1, 99)
-"""Percentiles of an image that become black and white."""
 
 
 def make_example(
@@ -47,7 +46,7 @@ def make_example(
     def thin(array: NDArray[Any]) -> NDArray[Any]:
         return np.ascontiguousarray(cut(array)[..., rows, columns])
 
-    shown = None if image is None else _to_shown(thin(image))
+    shown = None if image is None else to_picture(stretch(blacken_gaps(thin(image)))).astype(np.float32)
     return Example(
         case_id,
         part,
@@ -124,13 +123,4 @@ def _choose_plane(pred: NDArray[np.bool_], truth: NDArray[np.bool_] | None, axis
         return (slice(None), slice(None))
     shown = truth if truth is not None and truth.any() else pred
     sums = shown.sum(axis=tuple(other for other in range(3) if other != axis))
-    best = int(sums.argmax()) if sums.any() else len(sums) // 2
-    return (*(slice(None),) * axis, best, *(slice(None),) * (2 - axis))
-
-
-def _to_shown(image: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Return (C,Y,X) as gray (Y,X), or as colors (Y,X,3) where C = 3, in [0, 1]."""
-    values = blacken_gaps(image).astype(np.float64)
-    low, high = np.percentile(values, CLIP)
-    unit = np.clip((values - low) / max(float(high - low), 1e-12), 0, 1).astype(np.float32)
-    return np.asarray(np.moveaxis(unit, 0, -1) if len(unit) == 3 else unit[0], np.float32)
+    return (*(slice(None),) * axis, find_fullest(sums), *(slice(None),) * (2 - axis))

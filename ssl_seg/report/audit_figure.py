@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from ssl_seg.data.pictures import spread, stretch
 from ssl_seg.report.figures import (
     COLORS,
     PanelRow,
@@ -24,7 +25,6 @@ from ssl_seg.report.figures import (
     outline,
     save_figure,
     show_image,
-    stretch,
     write_inside,
 )
 
@@ -86,7 +86,7 @@ def choose_cases(
     unlabeled = [i for i, f in foreground.items() if f is None and i not in first]
     left = count - len(first)
     without = min(len(unlabeled), max(left // 4, left - len(labeled)))
-    return first, [*_spread(labeled, left - without), *_spread(unlabeled, without)]
+    return first, [*spread(labeled, left - without), *spread(unlabeled, without)]
 
 
 def plot_audit(samples: Sequence[Sample], charts: Sequence[Chart], path: Path, class_names: Sequence[str] = ()) -> None:
@@ -114,12 +114,6 @@ def plot_audit(samples: Sequence[Sample], charts: Sequence[Chart], path: Path, c
 
 def _by_share(foreground: Mapping[str, float | None]) -> Any:
     return lambda case_id: (foreground[case_id] or 0.0, case_id)
-
-
-def _spread(ids: Sequence[str], count: int) -> list[str]:
-    """Return ``count`` of the ids, evenly spread, with both ends."""
-    chosen = np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)
-    return [ids[n] for n in chosen]
 
 
 def _draw_sheet(part: SubFigure, samples: Sequence[Sample], rows: int, class_names: Sequence[str]) -> None:
@@ -169,7 +163,7 @@ def paint_sample(sample: Sample) -> NDArray[np.float64]:
     """Return the image as colors (Y, X, 3) in [0, 1] with the borders of its classes; gray where it cannot be read."""
     if sample.image is None:
         return np.full((64, 64, 3), 0.5)
-    stretched = stretch(sample.image, sample.image)
+    stretched = stretch(sample.image)
     colored = stretched if stretched.ndim == 3 else np.repeat(stretched[..., None], 3, axis=-1)
     target = np.zeros(colored.shape[:2], int) if sample.target is None else sample.target
     width = -(-max(target.shape) // _OUTLINE_PIXELS)

@@ -13,6 +13,7 @@ from ssl_seg.data.audit.doctor import Audit
 from ssl_seg.data.blocks import iterate_blocks
 from ssl_seg.data.facts import format_size
 from ssl_seg.data.layouts.listing import Case
+from ssl_seg.data.pictures import find_fullest, to_picture
 from ssl_seg.data.views.transforms import blacken_gaps
 from ssl_seg.data.volumes import Stored, open_image, open_mask
 from ssl_seg.errors import DataError
@@ -125,7 +126,7 @@ def _choose_slice(image: Stored, mask: Stored | None, result: Audit) -> int:
         for block in iterate_blocks(mask):
             positive = _to_classes(block.voxels, result) > 0
             count[block.start : block.start + len(positive)] = positive.sum(axis=(1, 2))
-    return int(count.argmax()) if count.any() else image.shape[1] // 2
+    return find_fullest(count)
 
 
 def _to_classes(mask: NDArray[np.generic], result: Audit) -> NDArray[np.int64]:
@@ -137,8 +138,3 @@ def _to_classes(mask: NDArray[np.generic], result: Audit) -> NDArray[np.int64]:
     if result.meaning.ignore_value is not None:
         classes[labels == result.meaning.ignore_value] = -1
     return classes
-
-
-def to_picture(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Return (Y, X, 3) of three channels, else the first one (Y, X)."""
-    return np.moveaxis(pixels, 0, -1) if len(pixels) == 3 else pixels[0]

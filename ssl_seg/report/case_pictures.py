@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_seg.report.example_figure import plot_examples, spread
+from ssl_seg.data.pictures import spread
+from ssl_seg.report.example_figure import plot_examples
 
 if TYPE_CHECKING:
     from ssl_seg.diagnose.result import Example

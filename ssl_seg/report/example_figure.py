@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from ssl_seg.diagnose.result import Example
-
-T = TypeVar("T")
 
 _MOST_TITLE = 20
 _PANEL = 2.7
@@ -41,12 +39,6 @@ _COLUMNS: dict[str, Callable[[Example], NDArray[Any] | None]] = {
     CLASSES: lambda e: e.pred if has_classes(e) else None,
     PREDICTION: lambda e: e.pred,
 }
-
-
-def spread(items: Sequence[T], count: int) -> list[T]:
-    """Return ``count`` of the items at the most, evenly spread, with the first and the last one."""
-    count = min(count, len(items))
-    return [items[round(n * (len(items) - 1) / max(count - 1, 1))] for n in range(count)]
 
 
 def list_columns(example: Example) -> list[str]:

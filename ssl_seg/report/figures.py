@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_seg.data.pictures import stretch
 from ssl_seg.errors import DataError, printable_lines
 
 if TYPE_CHECKING:
@@ -271,18 +272,7 @@ def show_image(axis: Axes, image: NDArray[Any], like: NDArray[Any] | None = None
         image: values of any range.
         like: the image whose scale is taken; by default ``image`` itself.
     """
-    shown = stretch(image, image if like is None else like)
-    axis.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-
-
-def stretch(image: NDArray[Any], like: NDArray[Any]) -> NDArray[np.float64]:
-    """Return an image of any range in [0, 1], with a few extreme values of ``like`` clipped."""
-    scale = like.astype(np.float64)
-    low, high = np.percentile(scale, (0.5, 99.5))
-    if high <= low:
-        low, high = float(scale.min()), float(scale.max())
-    stretched: NDArray[np.float64] = np.clip((image.astype(np.float64) - low) / max(high - low, 1e-12), 0, 1)
-    return stretched
+    axis.imshow(stretch(image, like), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
 
 
 def outline(axis: Axes, mask: NDArray[np.bool_], color: Color, width: float = 0.8) -> None:

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_seg.config import DataConfig
+from ssl_seg.data.pictures import spread
 from ssl_seg.data.volumes import open_mask
 from ssl_seg.diagnose.examples import make_example
 from ssl_seg.errors import DataError
 from ssl_seg.labels import to_target
-from ssl_seg.report.example_figure import plot_examples, spread
+from ssl_seg.report.example_figure import plot_examples
 from ssl_seg.results.mask_files import Job, plan_jobs
 
 if TYPE_CHECKING:

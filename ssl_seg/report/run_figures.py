@@ -11,8 +11,18 @@ from numpy.typing import NDArray
 
 from ssl_seg.config import NETS
 from ssl_seg.config.curves import RunCurves, compute_curves
+from ssl_seg.data.pictures import spread
 from ssl_seg.errors import SslSegError
-from ssl_seg.report.figures import COLORS, PAGE_WIDTH, Drawing, add_legend, make_drawing, make_figure, open_frame
+from ssl_seg.report.figures import (
+    COLORS,
+    MOST_POINTS,
+    PAGE_WIDTH,
+    Drawing,
+    add_legend,
+    make_drawing,
+    make_figure,
+    open_frame,
+)
 from ssl_seg.report.run_record import Looks, RunRecord
 from ssl_seg.run.final_scores import NetworkScore
 from ssl_seg.scores.calibration import compute_ece
@@ -41,6 +51,7 @@ _MARKED = {
 }
 """Events that are drawn on the axis of the steps -> what they are called."""
 _MOST_COMPONENTS = len(COLORS)
+_MOST_MARKS = 40
 
 
 def draw_scores(record: RunRecord) -> Drawing | None:
@@ -176,8 +187,7 @@ def _draw_schedule(record: RunRecord) -> Drawing | None:
 def _draw_plan(axis: Axes, looks: Looks, planned: RunCurves | None, plan: str, name: str, label: str) -> None:
     values = None if planned is None else getattr(planned, plan)
     if planned is not None and values is not None:
-        steps, thin = _thin(np.array(planned.steps), np.array(values))
-        axis.plot(steps, thin, color=COLORS[0], linewidth=1.3, label="planned")
+        axis.plot(*_thin(planned.steps, values), color=COLORS[0], linewidth=1.3, label="planned")
     if name in looks.values:
         # A weight is the mean over the steps since the look before; a rate is that of the last one.
         back = 0 if plan == "lr" else looks.values.get("train/steps", np.zeros(1)) / 2
@@ -188,8 +198,7 @@ def _draw_plan(axis: Axes, looks: Looks, planned: RunCurves | None, plan: str, n
 
 
 def _draw_decay(axis: Axes, planned: RunCurves) -> None:
-    steps, decay = _thin(np.array(planned.steps), np.array(planned.ema_decay))
-    axis.plot(steps, decay, color=COLORS[0], linewidth=1.3, label="planned")
+    axis.plot(*_thin(planned.steps, planned.ema_decay), color=COLORS[0], linewidth=1.3, label="planned")
     axis.set_ylabel("EMA decay", fontsize=8)
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
@@ -445,13 +454,13 @@ def _spans(looks: Looks) -> Iterator[tuple[float, float, str]]:
 
 
 def list_marks(record: RunRecord) -> list[tuple[int, str]]:
-    """Return step and name of each event that is drawn; of more than forty, evenly spread ones."""
+    """Return step and name of each event that is drawn; of many, evenly spread ones."""
     marks = [
         (int(event["step"]), _MARKED[event["event"]])
         for event in record.events
         if event.get("event") in _MARKED and isinstance(event.get("step"), int)
     ]
-    return marks[:: -(-len(marks) // 40)] if marks else []
+    return spread(marks, _MOST_MARKS)
 
 
 def _describe_marks(record: RunRecord) -> str:
@@ -499,7 +508,6 @@ def _plan_curves(record: RunRecord) -> RunCurves | None:
         return None
 
 
-def _thin(x: NDArray[Any], y: NDArray[Any], most: int = 300) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return at most about ``most`` of the points, evenly spread, the last one among them."""
-    kept = np.unique(np.linspace(0, len(x) - 1, min(most, len(x))).round().astype(int))
-    return x[kept], y[kept]
+def _thin(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Return at most ``MOST_POINTS`` of the points, evenly spread, with both ends."""
+    return spread(x, MOST_POINTS), spread(y, MOST_POINTS)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.config import NETS, Config
 from ssl_seg.config.layers import check_partial, flatten, read_layers, to_plain
+from ssl_seg.data.pictures import spread
 from ssl_seg.data.splits.files import load_split
 from ssl_seg.data.splits.split import Split
 from ssl_seg.errors import RunDirError, SslSegError, name_examples, quote
@@ -199,8 +200,7 @@ def read_looks(path: Path, most: int = MOST_LOOKS) -> Looks:
     if path.is_file():
         with path.open("rb") as lines:
             total = sum(1 for _ in lines)
-    wanted = {round(i * (total - 1) / max(min(most, total) - 1, 1)) for i in range(min(most, total))}
-    wanted |= set(range(max(total - 2, 0), total))  # the last line may be cut short
+    wanted = {*spread(range(total), most), *range(max(total - 2, 0), total)}  # the last line may be cut short
     records: dict[int, dict[str, Any]] = {}
     if total:
         with path.open("rb") as lines:

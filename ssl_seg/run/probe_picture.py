@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ssl_seg.data.loader import Probe, make_probe
 from ssl_seg.data.open import open_data, open_store
+from ssl_seg.data.pictures import find_fullest, stretch
 from ssl_seg.data.splits.files import split_from_dict
 from ssl_seg.inference.model import open_model
 from ssl_seg.losses.supervised import first_head
@@ -21,8 +22,6 @@ SHOWN = 4
 """Patches in a picture, those with foreground first."""
 GAP = 2
 """White pixels between them."""
-CLIP = (0.01, 0.99)
-"""Quantiles of an input that become black and white."""
 
 
 @torch.no_grad()
@@ -41,7 +40,7 @@ def draw_probe(
     """
     order = sorted(range(len(probe.image)), key=lambda n: not bool((probe.target[n] > 0).any()))[:SHOWN]
     images, targets = probe.image[order], probe.target[order]
-    columns = [torch.stack([_stretch(image) for image in images[:, 0]]), _paint(targets)]
+    columns = [torch.from_numpy(np.stack([stretch(image) for image in images[:, 0].numpy()])).float(), _paint(targets)]
     for net in nets.values():
         was_training = net.training
         net.eval()
@@ -75,11 +74,6 @@ def draw_checkpoints(run: RunDir) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         yield step, draw_probe(model.nets, probe, model.device, model.autocast)
 
 
-def _stretch(image: Tensor) -> Tensor:
-    low, high = np.quantile(image.numpy(), CLIP)
-    return (image - float(low)) / max(float(high - low), 1e-12)
-
-
 def _paint(target: Tensor) -> Tensor:
     return torch.where(target < 0, 0.5, (target > 0).float())
 
@@ -87,8 +81,7 @@ def _paint(target: Tensor) -> Tensor:
 def _choose_plane(target: Tensor) -> int | slice:
     if target.ndim == 2:
         return slice(None)
-    area = (target > 0).sum(dim=(1, 2))
-    return int(area.argmax()) if bool(area.any()) else len(target) // 2
+    return find_fullest((target > 0).sum(dim=(1, 2)).numpy())
 
 
 def _add_gap(panel: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from ssl_seg.config.layers import Layer, to_plain, validate
 from ssl_seg.config.schedules import make_lr_schedule
 from ssl_seg.data.loader import Batch, make_loader
 from ssl_seg.data.open import open_store
+from ssl_seg.data.pictures import stretch
 from ssl_seg.data.sampling import derive_rng, derive_seed
 from ssl_seg.data.splits.files import split_from_dict, split_to_dict
 from ssl_seg.engine.devices import to_memory_format
@@ -379,8 +380,7 @@ def draw_row(patches: list[NDArray[np.float32]]) -> NDArray[np.uint8]:
     """
     planes = [patch if patch.ndim == 3 else patch[:, patch.shape[1] // 2] for patch in patches]
     planes = [plane[::-1] if len(plane) == 3 else np.repeat(plane[:1], 3, axis=0) for plane in planes]
-    low, high = np.percentile(planes[0], (0.5, 99.5))
-    scaled = [np.clip((plane - low) / max(high - low, 1e-6), 0, 1) for plane in planes]
+    scaled = [stretch(plane, planes[0]) for plane in planes]
     factor = -(-SHOWN_SIZE // max(planes[0].shape[1:]))
     large = [np.kron(plane.transpose(1, 2, 0), np.ones((factor, factor, 1))) for plane in scaled]
     framed = np.concatenate([np.pad(plane, ((2, 2), (2, 2), (0, 0)), constant_values=1.0) for plane in large], axis=1)
