@@ -211,6 +211,21 @@ def test_the_most_frequent_ending_is_taken_and_others_are_no_images(tmp_path: Pa
     assert codes(listing) == {"further_mask": ("a_mask", "c_seg_1")}
 
 
+@pytest.mark.parametrize(
+    ("beside", "named"),
+    [("_superpixels", True), ("-T2", True), ("_1", False), ("x", False)],
+)
+def test_pictures_that_are_named_like_labeled_images_are_warned_of(tmp_path: Path, beside: str, named: bool) -> None:
+    labeled = "abcd"
+    touch(tmp_path, *(f"{name}{end}.png" for name in labeled for end in ("", "_gt")), "e.png", "f_other.png")
+    assert codes(find_listing(tmp_path)) == {}
+    touch(tmp_path, *(f"{name}{beside}.png" for name in labeled[:3]))
+    listing = find_listing(tmp_path)
+    expected = {"named_like_labeled": tuple(f"{name}{beside}" for name in labeled[:3])} if named else {}
+    assert codes(listing) == expected
+    assert said(listing, f"WARNING 3 image(s) have the name of a labeled one with {beside} behind") == named
+
+
 def test_without_a_pair_the_masks_are_missing(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "b_mask.png")
     with pytest.raises(DataError, match=r"The mask of x\.png must be called x_mask\.png"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,9 @@ from ssl_seg.data.layouts.listing import Case, Listing
 from ssl_seg.data.layouts.names import MASK_WORDS, PARTS, UNLABELED, match_names, place_of, role_of, split_marker
 from ssl_seg.data.volumes import IMAGE_SUFFIXES, is_image
 from ssl_seg.errors import DataError, name_examples
+
+_FEW = 5
+"""With fewer labeled images, names that are alike say less."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +206,8 @@ def _list(layout: str, root: Path, files: Files, source: _Source | None) -> List
         message = f"{len(further)} further mask(s) of an image are not used"
         notes += (f"{message} ({name_examples(sorted(further))})",)
         findings += (Finding("further_mask", "warn", message, tuple(sorted(further))),)
+    alike = tuple(_find_additions(images.keys() - used.keys(), used))
+    notes, findings = (*notes, *(f"WARNING {finding.message}" for finding in alike)), (*findings, *alike)
     if files.outside:
         notes += (f"{len(files.outside)} image(s) outside the folder for images are not used "
                   f"({name_examples(sorted(files.outside))})",)  # fmt: skip
@@ -225,6 +230,24 @@ def _is_further(name: str, images: Mapping[str, Path], masks: Mapping[str, Path]
     """Return whether a name is that of an image that is there with an addition, or such a mask, perhaps numbered."""
     plain = re.sub(r"_?\d+$", "", name)
     return plain in masks or any(found[0] in images for found in map(split_marker, {name, plain}) if found)
+
+
+def _find_additions(unlabeled: Collection[str], labeled: Collection[str]) -> Iterator[Finding]:
+    """Report what the names of unlabeled images add to those of labeled ones, where half of the labeled ones have such
+    an image beside them; numbers are no addition."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(unlabeled):
+        starts = [match.start() for match in re.finditer(r"[_\-. ]", name)]
+        base = next((name[:start] for start in reversed(starts) if name[:start] in labeled), name)
+        if any(map(str.isalpha, name[len(base) :])):
+            found.setdefault(name[len(base) :], []).append(name)
+    for addition, names in found.items():
+        if 2 * len(names) >= max(len(labeled), _FEW):
+            message = (
+                f"{len(names)} image(s) have the name of a labeled one with {addition} behind and count as unlabeled "
+                f"({name_examples(names)}): move them away if they are maps, drawings or channels of those images"
+            )
+            yield Finding("named_like_labeled", "warn", message, tuple(names))
 
 
 def _folder_of(files: Mapping[str, Path]) -> str:
