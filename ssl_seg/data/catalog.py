@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from ssl_seg.data import synthetic
 from ssl_seg.data.audit.checks import (
+    check_conflicting_masks,
+    check_constant_images,
     check_doubts,
     check_empty_masks,
     check_full_masks,
@@ -362,12 +364,18 @@ def open_catalog(root: str | Path, settings: CatalogSettings = DEFAULTS, *, trac
     of_masks = (*check_missing_masks(read.cases), *empty, *check_full_masks(facts), *check_same_masks(facts))
     useless = [finding for finding in of_masks if finding.code in _USELESS_MASKS and finding.level != "info"]
     about = (*check_doubts(facts), *read.findings, *read.about, *useless)
+    wrong = select_faults([*check_conflicting_masks(facts), *check_constant_images(facts)])
     catalog = Catalog(
         root,
         read.cases,
         facts,
         replace(read.meaning, label_values=read.label_values),
-        (*read.listing.notes, *read.reading_notes, *(f.message for f in about)),
+        (
+            *read.listing.notes,
+            *read.reading_notes,
+            *(f.message for f in about),
+            *(f"WARNING {describe_finding(fault)}" for fault in wrong),
+        ),
         read.listing.layout,
         replace(read.reading, fractions=read.meaning.takes_fractions),
     )

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ssl_seg.data.audit.checks import check_conflicting_masks
 from ssl_seg.data.audit.doctor import check_copies, find_copies
 from ssl_seg.data.content import make_content
 from ssl_seg.data.duplicates import Likeness
@@ -32,7 +33,8 @@ def others() -> dict[str, CaseFacts]:
 
 
 def found(facts: Mapping[str, CaseFacts], groups: Mapping[str, str] | None = None) -> dict[str, Finding]:
-    findings = list(check_copies(find_copies(facts, groups or {}), facts, groups or {}))
+    copies = check_copies(find_copies(facts, groups or {}), facts, groups or {})
+    findings = [*check_conflicting_masks(facts), *copies]
     assert len({f.code for f in findings}) == len(findings)
     return {f.code: f for f in findings}
 
@@ -74,6 +76,8 @@ def test_copies_with_different_masks(others: dict[str, CaseFacts]) -> None:
     assert levels(findings) == {"conflicting_masks": "fault", "duplicate_image": "warn"}
     assert findings["conflicting_masks"].cases == ("a", "b")
     assert findings["duplicate_image"].cases == ("c", "d")
+    blank = {n: make_content("0" * 12, f"{n}" * 4, constant=True) for n in "12"}
+    assert found({n: replace(fact(1), content=content) for n, content in blank.items()} | others) == {}
 
 
 def test_near_copies(others: dict[str, CaseFacts]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -335,6 +336,20 @@ def test_empty_masks_and_missing_masks_are_said_loudly(tmp_path: Path) -> None:
     assert "all 2 masks are there and EMPTY" in open_catalog(make(tmp_path / "x", {"a": mask(), "b": mask()})).notes[-1]
     assert "none of the 1 images has a mask" in open_catalog(make(tmp_path / "y", {"a": None})).notes[-1]
     assert open_catalog(make(tmp_path / "z", {"a": mask(), "b": mask(1)})).notes == ()
+
+
+def test_faults_of_images_that_a_training_can_bear_are_said(tmp_path: Path) -> None:
+    make(tmp_path, {"a": mask(1), "b": mask(1), "c": mask(1)})
+    save(tmp_path / "images" / "flat.png", np.full_like(image(), 9))
+    save(tmp_path / "masks" / "flat.png", np.zeros_like(mask(1)))
+    shutil.copy(tmp_path / "images" / "a.png", tmp_path / "images" / "copy.png")
+    shutil.copy(tmp_path / "masks" / "a.png", tmp_path / "masks" / "copy.png")
+    assert not any("WARNING" in note for note in open_catalog(tmp_path).notes)
+    for name in ("flat", "copy"):
+        save(tmp_path / "masks" / f"{name}.png", np.flipud(mask(1)).copy())
+    notes = "\n".join(open_catalog(tmp_path).notes)
+    assert "WARNING conflicting_masks: 2 cases in 1 set(s) (a = copy) of the same image have different masks" in notes
+    assert "WARNING constant_image: 1 image(s) of one single value have foreground in their mask" in notes
 
 
 def test_smoothed_masks_are_suspected(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ssl_seg.data.content import is_constant
 from ssl_seg.data.facts import Appearance, CaseFacts, format_size
 from ssl_seg.data.findings import REMEDIES, Finding, report
 from ssl_seg.data.grids import SPACING_TOLERANCE
@@ -28,6 +29,8 @@ FAULT_EMPTY = 0.9
 investigated, above 90 % is a fault of the data."""
 
 TINY_FOREGROUND = 1e-4
+
+_SHOWN_SETS = 3
 
 SATURATED = 0.25
 """Share of voxels with the largest value; at most 0.103 in 366 electron micrographs, 0.002 in 80 MR volumes."""
@@ -305,6 +308,24 @@ def check_same_masks(facts: Facts) -> Iterator[Finding]:
         yield Finding("same_masks", "warn", message, tuple(most))
 
 
+def check_conflicting_masks(facts: Facts) -> list[Finding]:
+    """Report cases of the same image whose masks differ: one of them teaches, or tests, what is wrong."""
+    sets = find_conflicts(facts)
+    cases = tuple(case for own in sets for case in own)
+    named = name_examples((name_examples(own, between=" = ") for own in sets), _SHOWN_SETS, between="; ")
+    message = f"{len(cases)} cases in {len(sets)} set(s) ({named}) of the same image have different masks."
+    return report("conflicting_masks", "fault", f"{message} Keep the right one.", cases)
+
+
+def find_conflicts(facts: Facts) -> list[tuple[str, ...]]:
+    """Return sets of labeled cases that have the same image and not the same mask; blank images are no copies."""
+    cases_of: dict[str, list[str]] = {}
+    for case_id, own in facts.items():
+        if own.values is not None and not is_constant(own.content):
+            cases_of.setdefault(own.image, []).append(case_id)
+    return [tuple(sorted(cases)) for cases in cases_of.values() if len({facts[i].content for i in cases}) > 1]
+
+
 def check_tiny_foreground(facts: Facts) -> list[Finding]:
     """Report masks with a few voxels of foreground, which are often slips of the brush."""
     tiny = [i for i, share in _foreground(facts).items() if 0 < share < TINY_FOREGROUND]
@@ -340,6 +361,7 @@ CHECKS: tuple[Callable[[Facts], Iterable[Finding]], ...] = (
     check_full_masks,
     check_same_masks,
     check_tiny_foreground,
+    check_conflicting_masks,
     check_constant_images,
     check_two_values,
     check_saturation,

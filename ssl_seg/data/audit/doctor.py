@@ -110,14 +110,14 @@ def find_copies(facts: Mapping[str, CaseFacts], groups: Mapping[str, str], root:
 def check_copies(copies: Likeness, facts: Mapping[str, CaseFacts], groups: Mapping[str, str]) -> Iterator[Finding]:
     """Report copies: they weigh double, and in two groups they let a test know the training.
 
-    With different masks one of these is wrong. A crowd, or an alike pair, may be no copies: only a person can tell.
+    A crowd, or an alike pair, may be no copies: only a person can tell.
 
     Args:
         groups: id -> group of all cases, empty if there are none.
     """
-    conflicting = [c for c in copies.exact if len({facts[i].content for i in c if facts[i].values is not None}) > 1]
+    conflicting = {case for cases in checks.find_conflicts(facts) for case in cases}
     across = [c for c in copies.exact if _in_several(c, groups)]
-    others = [c for c in copies.exact if c not in across and c not in conflicting]
+    others = [c for c in copies.exact if c not in across and not conflicting & set(c)]
     near_across = [c for c in copies.copies if _in_several(c, groups)]
     near_within = [c for c in copies.copies if c not in near_across]
     near = (
@@ -127,7 +127,6 @@ def check_copies(copies: Likeness, facts: Mapping[str, CaseFacts], groups: Mappi
         "groups.csv."
     )
     rules: tuple[tuple[str, Level, Sequence[Cluster], str], ...] = (
-        ("conflicting_masks", "fault", conflicting, "of the same image have different masks. Keep the right one."),
         (
             "duplicate_across_groups",
             "fault",
