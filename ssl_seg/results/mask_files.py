@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssl_seg.data.layouts import list_images
+from ssl_seg.data.layouts import list_images, manifest
 from ssl_seg.data.layouts.files import check_text, find_stacks, make_id, note_others, walk_files
 from ssl_seg.data.reading import Reading
 from ssl_seg.data.volumes import (
@@ -179,7 +179,7 @@ def check_places(source: Path, output: Path) -> None:
     if not os.access(source, os.R_OK):
         raise DataError(f"{source} cannot be read: permission denied")
     check_text(source)
-    if not is_image(source) and not source.is_dir():
+    if not is_image(source) and not source.is_dir() and not manifest.recognize(source):
         advice = advise_conversion([source.name])
         raise DataError(f"{source} is not an image: known suffixes are {', '.join(sorted(IMAGE_SUFFIXES))}.{advice}")
     several = not is_image(source)
@@ -214,7 +214,7 @@ def plan_jobs(
     """Return the images of a file or folder with the paths of their masks.
 
     Args:
-        source: an image, a folder of images, or a data set in a known layout.
+        source: an image, a folder of images, or a data set in a known layout, such as the file of a manifest.
         output: folder of the masks; a file for a single image.
         ndim: 2 or 3.
         layout: layout of the training data: files of nnU-Net that end in _0000, _0001, ... are channels of one image.

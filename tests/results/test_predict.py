@@ -475,6 +475,16 @@ class TestPlaces:
         assert predict(request) == quick == []
         assert len(predict(replace(request, overwrite=True))) == IMAGES
 
+    def test_a_manifest_of_several_is_named_by_its_file(self, tmp_path: Path) -> None:
+        for name in "ab":
+            write_mask(tmp_path / f"{name}.png", np.zeros((4, 5), np.uint8))
+            (tmp_path / f"{name}.csv").write_text(f"image,mask\n{name}.png,\n")
+        check_places(tmp_path / "b.csv", tmp_path / "out")
+        jobs = plan_jobs(tmp_path / "b.csv", tmp_path / "out", 2, "manifest")
+        assert [(job.locations, job.mask) for job in jobs] == [((str(tmp_path / "b.png"),), tmp_path / "out" / "b.png")]
+        with pytest.raises(DataError, match="need a folder"):
+            check_places(tmp_path / "b.csv", tmp_path / "out.png")
+
     def test_names_of_nnunet_that_clash_are_refused(self, tmp_path: Path) -> None:
         for name in ("a_0000.nii", "a_0000.nii.gz"):
             (tmp_path / name).touch()
