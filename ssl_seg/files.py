@@ -95,6 +95,10 @@ def find_obstacle(path: Path) -> str | None:
     return None if os.access(above, os.W_OK | os.X_OK) else f"permission denied for {above}"
 
 
+DISK_FULL = "is full, or your quota on it is used up"
+"""What is said of a disk of which ``is_disk_full`` is true."""
+
+
 def is_disk_full(error: BaseException | None) -> bool:
     """Return whether a full disk, a used-up quota or a limit of file size is among the causes of an error."""
     while error is not None:

@@ -140,17 +140,6 @@ def test_each_row_of_the_reports_has_a_test_or_a_command_that_is_there() -> None
     assert [row for row, _, shown in rows if not re.search("`(tests/|ssl-seg |python )", shown)] == []
 
 
-def test_each_row_of_the_pages_has_a_test_or_a_command_that_is_there() -> None:
-    text = (DOCS / "report_rows.md").read_text(encoding="utf-8")
-    rows = [re.split(r" \| ", line.strip("| ")) for line in text.splitlines() if line.startswith("| ")]
-    rows = [row for row in rows if row[0] != "row"]
-    expected = [
-        f"{part}{n:02d}" for part, last in zip("VTNWP", (14, 9, 6, 5, 12), strict=True) for n in range(1, last + 1)
-    ]
-    assert [row[0] for row in rows] == expected
-    assert [row[0] for row in rows if len(row) != 3 or not re.search("`(tests/|ssl-seg )", row[2])] == []
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_what_a_page_cites_in_a_line_is_there(page: Path) -> None:
     assert find_gone(page.read_text(encoding="utf-8")) == []

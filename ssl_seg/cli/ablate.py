@@ -27,12 +27,11 @@ def ablate(
     spec: Annotated[
         str, typer.Argument(metavar="SPEC", help="YAML file, or the name of a packaged ablation.", show_default=False)
     ],
-    more: o.MoreLabels = None,
     data: o.Data = None,
     labels: o.LabelList = None,
     seeds: Annotated[
         str | None,
-        typer.Option(metavar="0,1,2", help="Seeds of the training, separated by commas.", show_default="SPEC"),
+        typer.Option(metavar="0,1,2", help="Seeds of the training: --seeds 0 1 2 or 0,1,2.", show_default="SPEC"),
     ] = None,
     steps: o.Steps = None,
     part: Annotated[
@@ -77,17 +76,13 @@ def ablate(
     """
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.cli.paths import check_data
-    from ssl_seg.errors import ConfigError, RunDirError
+    from ssl_seg.errors import RunDirError
     from ssl_seg.run.directory import name_data
     from ssl_seg.studies.ablation.cells import check_place, is_planned_for_gpu, open_folder, read_result, write_cells
     from ssl_seg.studies.ablation.spec import find_data_root, find_spec, read_spec
 
-    if seeds is not None and more:
-        raise ConfigError(
-            f"{' '.join(more)} could belong to --labels or to --seeds: write both with commas, --labels 2,8 --seeds 0,1"
-        )
     options = {
-        "--labels": ("labels", list(o.join_labels(labels, more, "label fractions")) or None),
+        "--labels": ("labels", list(o.parse_labels(labels or ())) or None),
         "--seeds": ("seeds", seeds and o.parse_seeds(seeds)),
         "--data": ("overrides.data.root", data),
         "--steps": ("overrides.length.steps", steps),

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 
 def ladder(
-    more: o.MoreLabels = None,
     labels: o.LabelList = None,
     config: o.ConfigFile = None,
     data: o.Data = None,
@@ -70,7 +69,7 @@ def ladder(
     given = dict(locals())
     from ssl_seg.cli.settings import make_layers
 
-    wanted = o.join_labels(labels, more, "the rungs")
+    wanted = o.parse_labels(labels or ())
     climb(wanted, make_layers(config, {**given, "labels": None}, set_), given)  # the labels are those of the rungs
 
 

@@ -26,8 +26,9 @@ def main() -> None:
     os.environ["MATPLOTLIBRC"] = os.devnull  # figures and pages look the same whatever style the user has
     try:
         from ssl_seg.cli.app import app
+        from ssl_seg.cli.options import join_values
 
-        app(prog_name="ssl-seg")
+        app(join_values(sys.argv[1:]), prog_name="ssl-seg")
     except SslSegError as error:
         if not is_main_process():
             sys.exit(0)  # the launcher would kill the first process, which is about to report the same error

@@ -57,6 +57,10 @@ def parse_sizes(option: str, text: str, example: str) -> tuple[float, ...]:
     return values
 
 
+SEVERAL_VALUES = ("--labels", "--seeds")
+"""Options that take several numbers, separated by spaces or commas."""
+
+
 def split_words(texts: Sequence[str]) -> list[str]:
     """Return the words of ``a b``, ``a,b``, and of what mixes both."""
     joined = re.sub(r"(?<=[^\s,])\s+(?=[^\s,])", ",", " ".join(texts))
@@ -82,22 +86,21 @@ def parse_labels(texts: Sequence[str]) -> tuple[float, ...]:
     return tuple(_check_labels(parse(word), word) for word in split_words(texts)) if texts else ()
 
 
-def join_labels(labels: Sequence[str] | None, more: Sequence[str] | None, what: str) -> tuple[float, ...]:
-    """Return the amounts of ``--labels 0.01 0.10``, of which the command line leaves all but the first as arguments.
+def join_values(arguments: Sequence[str]) -> list[str]:
+    """Return a command line in which ``--labels 0.01 0.10`` is one word, and likewise ``--seeds 0 1``.
 
-    Args:
-        labels: values of the option.
-        more: arguments that follow it.
-        what: what the labels are of, for the error.
-
-    Raises:
-        ConfigError: for arguments without the option, or what is no amount of labels.
+    Click gives an option the one word that follows it.
     """
-    from ssl_seg.errors import ConfigError
-
-    if more and not labels:
-        raise ConfigError(f"{more[0]} is not expected here: give {what} as --labels 0.01 0.10 1.0")
-    return parse_labels([*(labels or []), *(more or [])])
+    joined: list[str] = []
+    option = ""
+    for word in arguments:
+        is_value = re.fullmatch(r"[\d.,%]+", word) is not None
+        if option in SEVERAL_VALUES and is_value and joined[-1] != option:
+            joined[-1] += f" {word}"
+        else:
+            joined.append(word)
+            option = option if is_value else word.partition("=")[0]
+    return joined
 
 
 def parse_label_amount(text: str) -> float:
@@ -179,7 +182,6 @@ LabelList = Annotated[
     list[str] | None,
     typer.Option(help="Shares of the training pool or numbers of cases, increasing: --labels 0.01 0.10 1.0"),
 ]
-MoreLabels = Annotated[list[str] | None, typer.Argument(hidden=True)]
 MethodName = Annotated[str | None, typer.Option(help="Learning method; `ssl-seg methods` lists them.")]
 NetworkName = Annotated[str | None, typer.Option(help="Network; `ssl-seg networks` lists them.")]
 EncoderName = Annotated[str | None, typer.Option(help="Encoder of encoder_unet: efficientnet_lite0, or a timm model.")]

@@ -27,7 +27,6 @@ NearCopiesOption = Annotated[
 
 def split_make(
     data: Annotated[str, typer.Option(help="Folder or manifest, as for train; or synthetic:particles|sheets.")],
-    more: o.MoreLabels = None,
     labels: o.LabelList = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.", min=0)] = 0,
     layout: o.LayoutName = None,
@@ -60,7 +59,7 @@ def split_make(
     from ssl_seg.errors import ConfigError
     from ssl_seg.run.seal import register_seal
 
-    wanted = o.join_labels(labels, more, "fractions") or (0.01, 0.10)
+    wanted = o.parse_labels(labels or ()) or (0.01, 0.10)
     if folds is not None and val is not None:
         raise ConfigError(f"--val {val:g} and --folds {folds} exclude each other: each fold is the validation set once")
     catalog = _open_catalog(data, layout, groups, unlabeled, set_)

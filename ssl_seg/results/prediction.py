@@ -14,7 +14,7 @@ from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.data.facts import format_size
 from ssl_seg.engine.machine import count_cores
 from ssl_seg.errors import ConfigError, DataError, quote
-from ssl_seg.files import is_disk_full, name_unwritable
+from ssl_seg.files import DISK_FULL, is_disk_full, name_unwritable
 from ssl_seg.inference.calibration import check_threshold
 from ssl_seg.monitor.catalog import limit
 from ssl_seg.results.claims import read_state
@@ -125,8 +125,8 @@ def predict(
         if not is_disk_full(error):
             raise
         raise DataError(
-            f"the disk of {request.output} is full; {count_done()} masks are done. Free some space and give the same "
-            "command again"
+            f"the disk of {request.output} {DISK_FULL}; {count_done()} masks are done. Free some space and give the "
+            "same command again"
         ) from error
     if request.objects and record.folder is not None:
         join_tables((job.table for job in jobs), record.folder / TABLE, data.ndim, data.channels)

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from ssl_seg import __version__
 from ssl_seg.config.layers import Layer
 from ssl_seg.errors import ConfigError, RunDirError, quote
-from ssl_seg.files import is_disk_full, next_free, write_json
+from ssl_seg.files import DISK_FULL, is_disk_full, next_free, write_json
 from ssl_seg.run.directory import CONFIG_FILE, RunDir, check_free
 from ssl_seg.run.request import TrainRequest
 
@@ -152,7 +152,7 @@ def save_study(kind: StudyKind[T], study: Study[T]) -> Study[T]:
         if not is_disk_full(error):
             raise
         raise RunDirError(
-            f"the disk of {study.path} is full; the {kind.members} trained so far are kept. Free some space, then "
+            f"the disk of {study.path} {DISK_FULL}; the {kind.members} trained so far are kept. Free some space, then "
             f"continue with `{kind.resume(study.path)}`"
         ) from error
     return study

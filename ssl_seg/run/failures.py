@@ -7,7 +7,7 @@ import re
 from lightning_fabric import Fabric
 
 from ssl_seg.errors import MachineError, RunDirError, SslSegError, is_out_of_memory, quote
-from ssl_seg.files import is_disk_full, next_free
+from ssl_seg.files import DISK_FULL, is_disk_full, next_free
 from ssl_seg.networks.checkpoint import read_content
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.resources import SHARED_MEMORY
@@ -31,14 +31,18 @@ def explain_failure(error: Exception, fabric: Fabric, run: RunDir | None, resume
     if isinstance(error, SslSegError):
         told = FROM_LOADER.fullmatch(str(error))
         return type(error)(told[1]) if told else None
-    command = "" if resume is None or run is None else f", then continue with `{resume} {quote(run.path)}`"
+    command = ""
+    if resume is not None and run is not None:
+        is_saved = run.last.is_file()
+        command = f", then {f'continue with `{resume} {quote(run.path)}`' if is_saved else describe_restart(run)}"
     if SHARED_MEMORY_FULL.search(str(error)):
         return MachineError(
             f"{SHARED_MEMORY}, through which loader processes hand over batches, is full: free some of it, or give a "
             f"container more (for example docker run --shm-size=2g){command}; or use --set runtime.workers=0"
         )
     if is_disk_full(error) and run is not None:
-        return RunDirError(f"the disk of {run.path} is full; the last checkpoint is kept. Free some space{command}")
+        kept = "the last checkpoint is kept" if run.last.is_file() else "no checkpoint was saved before"
+        return RunDirError(f"the disk of {run.path} {DISK_FULL}; {kept}. Free some space{command}")
     if is_out_of_memory(error):
         kept = "" if run is None else f". {run.path} keeps what was saved"
         return MachineError(
@@ -55,12 +59,14 @@ def describe_interrupt(run: RunDir, command: str) -> str:
         run: its directory.
         command: that makes such runs, for example ``ssl-seg train``.
     """
-    here, free = (quote(path) for path in (run.path, next_free(run.path)))
     if run.last.is_file():
         content = read_content(run.last, lazy=True)
         step = content.get("progress", content)["step"]
-        return f"interrupted; step {step} is saved; continue with: {command} --resume {here}"
-    return (
-        f"interrupted before anything was saved: {run.path} cannot be resumed. Give the same command again with "
-        f"--out {free}, or after removing that folder: rm -r {here}"
-    )
+        return f"interrupted; step {step} is saved; continue with: {command} --resume {quote(run.path)}"
+    return f"interrupted before anything was saved: {run.path} cannot be resumed; {describe_restart(run)}"
+
+
+def describe_restart(run: RunDir) -> str:
+    """Return how to begin again with a run that has no checkpoint to resume from."""
+    here, free = (quote(path) for path in (run.path, next_free(run.path)))
+    return f"give the same command again with --out {free}, or after removing that folder: rm -r {here}"

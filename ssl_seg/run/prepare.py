@@ -54,6 +54,7 @@ from ssl_seg.run.directory import (
     read_header,
     write_config,
 )
+from ssl_seg.run.failures import describe_restart
 from ssl_seg.run.lint import lint
 from ssl_seg.run.plan import LENGTH_KEYS, replan_length
 from ssl_seg.run.preflight import check_with_data, gather_facts
@@ -221,10 +222,7 @@ def reopen_run(
     check_layers_of_resume(request.layers)
     run = open_run_dir(request.resume)
     if not run.last.is_file():
-        raise RunDirError(
-            f"{run.path} holds no checkpoint to resume from: remove the folder and run the original command again, or "
-            "run it with another --out"
-        )
+        raise RunDirError(f"{run.path} holds no checkpoint to resume from; {describe_restart(run)}")
     hold(run.path)
     checkpoint = load_checkpoint(run.last)
     old = config_of(checkpoint, run.last)

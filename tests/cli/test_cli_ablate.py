@@ -42,7 +42,22 @@ def test_seeds_are_an_axis(cli: Cli, spec: Path) -> None:
     assert code == 0
     assert [out.count(f"seed {seed} ") for seed in (3, 5, 0)] == [4, 4, 0]
     assert_refused(cli("ablate", spec, "--dry-run", "--seeds", "0,x"), "'x' is not a whole number")
-    assert_refused(cli("ablate", spec, "--dry-run", "--labels", "2", "--seeds", "0", "8"), "8 could belong to")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "SPEC --labels 2 8 --seeds 3 5",
+        "--labels=2 8 --seeds 3, 5 SPEC",
+        "--seeds 3,5 SPEC --labels 2 , 8",
+        "SPEC --labels 2 --seeds 3 5 --labels 8",
+    ],
+)
+def test_labels_and_seeds_keep_apart_however_they_are_written(cli: Cli, spec: Path, arguments: str) -> None:
+    expected = cli("ablate", spec, "--dry-run", "--labels", "2,8", "--seeds", "3,5")
+    words = [spec if word == "SPEC" else word for word in arguments.split()]
+    assert cli("ablate", *words, "--dry-run") == expected
+    assert (expected[0], expected[1].count(" seed 5")) == (0, 8)
 
 
 def test_the_directory_is_named_after_file_and_data(
@@ -62,14 +77,14 @@ def test_the_directory_is_named_after_file_and_data(
     ("arguments", "words"),
     [
         (["label_fraction"], ["label_fractions"]),
-        (["SPEC", "0.5"], ["--labels 0.01"]),
+        (["SPEC", "0.5"], ["unexpected extra argument", "0.5"]),
         (["SPEC", "--set", "optim.lrr=1"], ["optim.lrr", "optim.lr"]),
         (["SPEC", "--ray", "127.0.0.1:1"], ["no Ray cluster answers", "127.0.0.1:1"]),
         (["SPEC", "--workers", "2", "--ray", "auto"], ["--workers", "with --ray it does nothing"]),
         (["SPEC", "--gpus-per-cell", "1"], ["--ray"]),
         (["SPEC", "--data", "/nowhere"], ["/nowhere"]),
         (["SPEC", "--labels", "7", "0.5"], ["mixes"]),
-        (["SPEC", "--labels", "0.1", "many"], ["'many' must be a number above 0"]),
+        (["SPEC", "--labels", "0.1,many"], ["'many' must be a number above 0"]),
         (["SPEC", "--report"], ["holds none of the 4 cells"]),
     ],
 )

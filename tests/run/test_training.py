@@ -42,6 +42,7 @@ from ssl_seg.run.console import Silent
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.prepare import prepare_run
 from ssl_seg.run.request import TrainRequest
+from ssl_seg.run.session import Session
 from ssl_seg.run.training import train
 
 
@@ -388,7 +389,11 @@ class TestResume:
             (torch.OutOfMemoryError("CUDA out of memory"), MachineError, "out of memory on cpu"),
             (MemoryError(), MachineError, "smaller data.patch_size"),
             (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), MachineError, "--resume"),
-            (OSError(errno.ENOSPC, "No space left"), RunDirError, "the disk of .* is full"),
+            (
+                OSError(errno.ENOSPC, "No space left"),
+                RunDirError,
+                "is full, or your quota .* checkpoint is kept.*--resume",
+            ),
         ],
         ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
     )
@@ -404,6 +409,17 @@ class TestResume:
                 train_tiny(tmp_path / "run", particles_dir)
         with hold_directory(tmp_path / "run"):  # the lock is free again
             assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt").progress.step == 0
+
+    def test_a_quota_that_is_used_up_before_the_first_checkpoint_leaves_nothing_to_resume(
+        self, particles_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+        monkeypatch.setattr(Session, "save", fail)
+        with pytest.raises(RunDirError, match=r"quota.*no checkpoint was saved.*same command.* rm -r .*run$") as caught:
+            train_tiny(tmp_path / "run", particles_dir)
+        assert "--resume" not in str(caught.value)
 
     def test_no_run(self, tmp_path: Path) -> None:
         with pytest.raises(RunDirError, match="no run directory"):
@@ -431,6 +447,7 @@ import hashlib, json, os, sys
 from pathlib import Path
 from ssl_seg.config.layers import Layer
 from ssl_seg.run.request import TrainRequest
+from ssl_seg.run.session import Session
 import ssl_seg.run.training as training
 
 captured = {}

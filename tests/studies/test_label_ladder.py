@@ -521,8 +521,9 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            (("--labels", "0.1", "many"), ("'many'", "--labels 0.01 0.10 1.0")),
-            (("0.1", "1.0"), ("0.1 is not expected here",)),
+            (("--labels", "0.1", "many"), ("unexpected extra argument", "many")),
+            (("--labels", "0.1,many"), ("'many'", "--labels 0.01 0.10 1.0")),
+            (("0.1", "1.0"), ("unexpected extra argument", "0.1 1.0")),
             ((), ("give the label fractions",)),
             (("--labels", "1.0", "0.1"), ("--labels 0.1 1.0",)),
             (("--lables", "0.1"), ("--labels",)),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from ssl_seg.errors import RunDirError, SslSegError
-from ssl_seg.files import is_disk_full, write_json
+from ssl_seg.files import DISK_FULL, is_disk_full, write_json
 from ssl_seg.scores.text import shown_f1
 from ssl_seg.studies.ablation.cells import Cell, CellFolder, open_folder, read_failure, read_result
 from ssl_seg.studies.ablation.launchers import Launcher, Worker
