@@ -142,8 +142,8 @@ class _Work:
         sizes = [sum(p.stat().st_size for p in folder.path.rglob("*") if p.is_file()) for folder in finished]
         need = f"; a finished cell takes about {max(sizes) / 2**20:.0f} MB" if sizes else ""
         return RunDirError(
-            f"the disk of {self.out} {DISK_FULL}. {len(finished)} of {len(self.cells)} cells are finished and kept. Free "
-            f"some space{need}, then give the same command again: only what is missing is run."
+            f"the disk of {self.out} {DISK_FULL}. {len(finished)} of {len(self.cells)} cells are finished and kept. "
+            f"Free some space{need}, then give the same command again: only what is missing is run."
         )
 
     def _folder(self, name: str) -> CellFolder:
