@@ -27,6 +27,7 @@ from ssl_seg.data.audit.checks import (
     check_missing_masks,
     check_nodata,
     check_same_masks,
+    check_two_values,
     check_unannotated,
 )
 from ssl_seg.data.audit.labels import (
@@ -364,7 +365,10 @@ def open_catalog(root: str | Path, settings: CatalogSettings = DEFAULTS, *, trac
     of_masks = (*check_missing_masks(read.cases), *empty, *check_full_masks(facts), *check_same_masks(facts))
     useless = [finding for finding in of_masks if finding.code in _USELESS_MASKS and finding.level != "info"]
     about = (*check_doubts(facts), *read.findings, *read.about, *useless)
-    wrong = select_faults([*check_conflicting_masks(facts), *check_constant_images(facts)])
+    wrong = [
+        *select_faults([*check_conflicting_masks(facts), *check_constant_images(facts)]),
+        *check_two_values(facts),
+    ]
     catalog = Catalog(
         root,
         read.cases,
@@ -374,7 +378,7 @@ def open_catalog(root: str | Path, settings: CatalogSettings = DEFAULTS, *, trac
             *read.listing.notes,
             *read.reading_notes,
             *(f.message for f in about),
-            *(f"WARNING {describe_finding(fault)}" for fault in wrong),
+            *(f"WARNING {describe_finding(finding)}" for finding in wrong),
         ),
         read.listing.layout,
         replace(read.reading, fractions=read.meaning.takes_fractions),

@@ -51,6 +51,11 @@ def check_with_data(resolved: Resolved, note: Callable[[str], None]) -> tuple[Fi
     if not split.val:
         raise SplitError("the split has no validation cases, so the run could not be monitored: make a new split")
     if config.data.unlabeled is not None and not any(case_id.startswith(EXTRA) for case_id in split.unlabeled):
+        if not any(case.id.startswith(EXTRA) for case in catalog.cases):
+            raise SplitError(
+                f"data.unlabeled = {config.data.unlabeled}: all its images are cases of {catalog.root} already. Leave "
+                "it out (--unlabeled), or name a folder of others"
+            )
         raise SplitError(
             f"data.unlabeled = {config.data.unlabeled}: the split holds none of these images. Make another one with "
             "`ssl-seg split make --unlabeled`, or leave them out"

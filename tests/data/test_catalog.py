@@ -350,6 +350,8 @@ def test_faults_of_images_that_a_training_can_bear_are_said(tmp_path: Path) -> N
     notes = "\n".join(open_catalog(tmp_path).notes)
     assert "WARNING conflicting_masks: 2 cases in 1 set(s) (a = copy) of the same image have different masks" in notes
     assert "WARNING constant_image: 1 image(s) of one single value have foreground in their mask" in notes
+    save(tmp_path / "images" / "d.png", mask(255))
+    assert "WARNING mask_as_image: 1 image(s) have two values only" in open_catalog(tmp_path).notes[-1]
 
 
 def test_smoothed_masks_are_suspected(tmp_path: Path) -> None:

@@ -115,6 +115,8 @@ def test_images_of_another_folder_join_as_unlabeled(tmp_path: Path) -> None:
     again = find_listing(root, unlabeled=root / "unlabeled")
     assert [c.id for c in again.cases] == ["a", "unlabeled/b"]
     assert said(again, "1 image(s) of")
+    with pytest.raises(DataError, match=r"masks holds 1 mask\(s\) of the data set, e\.g\. .*a\.png"):
+        find_listing(root, unlabeled=root / "masks")
     with pytest.raises(DataError, match="no such folder for further unlabeled images"):
         find_listing(root, unlabeled=tmp_path / "nowhere")
     with pytest.raises(DataError, match="holds no image"):

@@ -164,6 +164,10 @@ class TestRefusals:
     ) -> None:
         self.refuse(SslSegError, message, tmp_path / "run", particles_dir, settings)
 
+    def test_no_unlabeled_image_beyond_the_data_set(self, particles_dir: Path, tmp_path: Path) -> None:
+        own = {"data": {"unlabeled": str(particles_dir / "images")}}
+        self.refuse(SplitError, "all its images are cases of", tmp_path / "run", particles_dir, own)
+
     def test_masks_without_any_foreground(self, tmp_path: Path) -> None:
         write_dataset(tmp_path / "data", "particles", 8)
         for path in (tmp_path / "data" / "masks").iterdir():

@@ -210,6 +210,12 @@ def _join(listing: Listing, folder: Path) -> Listing:
     further = [(n, files) for n, files in found if os.path.realpath(split_location(files[0])[0]) not in known]
     if not found:
         raise DataError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
+    masks = {os.path.realpath(split_location(case.mask)[0]) for case in listing.cases if case.mask} - known
+    if wrong := [image for _, (image, *_) in further if os.path.realpath(split_location(image)[0]) in masks]:
+        raise DataError(
+            f"{folder} holds {len(wrong)} mask(s) of the data set, e.g. {wrong[0]}: masks are no images. Name a folder "
+            "of unlabeled images."
+        )
     for name, (image, *more) in further:
         add_image(images, EXTRA + name, Path(image))
         cases.append(Case(EXTRA + name, image, None, None, tuple(more)))
