@@ -46,6 +46,7 @@ from ssl_seg.data.facts import (
     read_facts,
     settle_facts,
     settle_reading,
+    state_spacing,
 )
 from ssl_seg.data.facts_cache import FactsCache, open_facts_cache
 from ssl_seg.data.findings import Finding, describe_finding, join_findings, select_faults
@@ -95,6 +96,7 @@ class CatalogSettings:
         meaning: what somebody has said about mask values; the layout and the masks say the rest.
         reading: how the files are read, where they leave it open.
         tiles: parts of each labeled image that become cases of their own; see ``plan_tiles``.
+        spacing: voxel size (*S) that all images have, whatever their files say.
     """
 
     groups: Path | None = None
@@ -103,6 +105,7 @@ class CatalogSettings:
     meaning: Meaning = field(default_factory=Meaning)
     reading: Reading = AS_STORED
     tiles: int | None = None
+    spacing: tuple[float, ...] | None = None
 
 
 DEFAULTS = CatalogSettings()
@@ -120,8 +123,15 @@ def parse_section(data: Mapping[str, Any]) -> CatalogSettings:
         task=data.get("task") or "semantic",
     )
     groups, unlabeled = (Path(data[name]) if data.get(name) else None for name in ("groups", "unlabeled"))
+    layout, spacing = data.get("layout") or "auto", data.get("spacing")
     return CatalogSettings(
-        groups, data.get("layout") or "auto", unlabeled, meaning, make_reading(data), data.get("tiles")
+        groups,
+        layout,
+        unlabeled,
+        meaning,
+        make_reading(data),
+        data.get("tiles"),
+        tuple(map(float, spacing)) if spacing else None,
     )
 
 
@@ -330,7 +340,7 @@ def read_cases(root: str, settings: CatalogSettings, track: Track = pass_through
         # Fractions are counted exactly only where the threshold is known.
         again = [case for case in listing.cases if case.id in scans and scans[case.id].fractions]
         facts |= scan_cases(again, threshold=meaning.threshold, reading=used, root=root)[0]
-    settled = {i: settle_facts(f, meaning) for i, f in facts.items()}
+    settled = state_spacing({i: settle_facts(f, meaning) for i, f in facts.items()}, settings.spacing)
     has_kind = not select_faults(findings)
     unannotated = check_unannotated(listing.cases, settled) if has_kind else []
     only_so = (f"data.axes={used.axes}: only so the images have the size of their masks",)
@@ -398,8 +408,8 @@ def _cut_cases(catalog: Catalog, tiling: Tiling) -> Catalog:
         cut = [part_case(case, region) for region in tiling.regions[case.id]]
         if taken := [part.id for part in cut if part.id in catalog.facts]:
             raise DataError(f"the case {taken[0]} is there already: rename its files, or give data.tiles=1.")
-        facts |= _read_parts(case, cut, catalog)
         whole = facts.pop(case.id)
+        facts |= state_spacing(_read_parts(case, cut, catalog), whole.spacing)
         whole_images |= dict.fromkeys([part.id for part in cut], whole.image)
         kept = sum(prod(facts[part.id].shape) * (facts[part.id].annotated or 0) for part in cut)
         if (share := kept / (prod(whole.shape) * (whole.annotated or 1))) < _KEPT:

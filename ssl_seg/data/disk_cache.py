@@ -151,14 +151,14 @@ class DiskCache:
             )
 
 
-def find_grid(catalog: Catalog, case: Case, resample_to: tuple[float, ...], spacing: tuple[float, ...] | None) -> Grid:
-    """Return the grid of a case at the voxel size ``resample_to``; ``spacing`` holds for all files, if given.
+def find_grid(catalog: Catalog, case: Case, resample_to: tuple[float, ...]) -> Grid:
+    """Return the grid of a case at the voxel size ``resample_to``.
 
     Raises:
         DataError: if its own voxel size is not known.
     """
     facts = catalog.facts[case.id]
-    return Grid(case.region, find_shape(facts.shape, spacing or facts.spacing, resample_to, case.image))
+    return Grid(case.region, find_shape(facts.shape, facts.spacing, resample_to, case.image))
 
 
 def open_copy(path: Path) -> Stored:
@@ -183,19 +183,18 @@ def fill_disk_cache(
     track: Track = pass_through,
     *,
     resample_to: tuple[float, ...] | None = None,
-    spacing: tuple[float, ...] | None = None,
 ) -> str | None:
     """Copy what would be decoded or resampled each time, while there is space; return a note on the rest.
 
     Args:
-        resample_to, spacing: see ``CaseStore``; with ``resample_to`` every case is copied, on its new grid.
+        resample_to: voxel size (*S) at which every case is copied, on its new grid; see ``CaseStore``.
 
     Raises:
         DataError: if a file cannot be read, a copy cannot be written, or a case has no voxel size to resample from.
     """
     missed, reason, held = 0, "", cache.measure()
     for case in track(catalog.cases, len(catalog.cases)):
-        grid = None if resample_to is None else find_grid(catalog, case, resample_to, spacing)
+        grid = None if resample_to is None else find_grid(catalog, case, resample_to)
         try:
             for path, make, least in _plan_copies(cache, catalog, case, grid):
                 if path is not None and not path.is_file():

@@ -56,8 +56,8 @@ class CaseFacts:
     ``annotated`` is 0 and the others are None.
     ``content`` is 16 hex digits of SHA-256 over the decoded arrays, so the same for any file format (but a color image
     of equal channels counts as gray only where its file is not read by box): 12 of the image, then 4 of the mask (zeros
-    without one); the first 12 find an image again that lost or gained its mask. ``spacing`` is what the image file says
-    about it. ``appearance`` is None only where no file was read.
+    without one); the first 12 find an image again that lost or gained its mask. ``spacing`` is the size of a voxel (*S)
+    that somebody has stated, or else the image file. ``appearance`` is None only where no file was read.
     """
 
     shape: tuple[int, ...]
@@ -241,6 +241,12 @@ def settle_facts(facts: CaseFacts, meaning: Meaning) -> CaseFacts:
         labeled_box=tuple(zip(boxes[:, 0].min(axis=0).tolist(), boxes[:, 1].max(axis=0).tolist(), strict=True)),
         scan=None,
     )
+
+
+def state_spacing(facts: Mapping[str, CaseFacts], spacing: tuple[float, ...] | None) -> dict[str, CaseFacts]:
+    """Return facts with a voxel size (*S) in place of that of the files, unless it is None or has other axes."""
+    given = () if spacing is None else spacing
+    return {i: replace(f, spacing=spacing) if len(f.shape) == len(given) else f for i, f in facts.items()}
 
 
 def format_size(sizes: Sequence[float], digits: str = "") -> str:

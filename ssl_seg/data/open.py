@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,6 @@ from ssl_seg.data.disk_cache import open_disk_cache
 from ssl_seg.data.layouts.groups import NO_GROUPS
 from ssl_seg.data.loader import PatchSource
 from ssl_seg.data.pseudo_labels import PseudoLabelSet
-from ssl_seg.data.reading import LABEL_SETTINGS, SETTINGS
 from ssl_seg.data.sampling import ForegroundShift
 from ssl_seg.data.store import CaseStore
 from ssl_seg.data.synthetic import is_synthetic
@@ -50,7 +48,7 @@ def open_data_once(known: dict[str, Catalog], data: Mapping[str, Any], track: Tr
 
 def describe_cases(data: Mapping[str, Any]) -> str:
     """Return a key for the cases that a ``data`` section stands for: sections with equal keys have equal cases."""
-    return json.dumps([data.get(name) for name in (*PATHS, "layout", *LABEL_SETTINGS, "tiles", *SETTINGS)])
+    return repr((data.get("root"), parse_section(data)))
 
 
 def absolute_root(root: str) -> str:
@@ -72,7 +70,6 @@ def open_store(catalog: Catalog, data: DataConfig, pseudo_labels: PseudoLabelSet
         data.cache_mb * 2**20,
         disk_cache=open_disk_cache(data.disk_cache_gb),
         resample_to=data.resample_to,
-        spacing=data.spacing,
         window=data.window,
         targets={} if pseudo_labels is None else pseudo_labels.files,
     )

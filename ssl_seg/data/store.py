@@ -85,7 +85,6 @@ class CaseStore:
             others the most recently used are kept.
         disk_cache: decoded copies of files that cannot be read by box, or None.
         resample_to: voxel size (*S) of what ``load`` returns; None keeps the grid of the file.
-        spacing: voxel size (*S) that holds for all images; None takes that of each file.
         window: lowest and highest intensity that the network tells apart; None takes the statistics of each image.
         targets: files (NPY) of targets on the grid of ``load`` that take the place of masks, by case.
     """
@@ -98,14 +97,13 @@ class CaseStore:
         *,
         disk_cache: DiskCache | None = None,
         resample_to: tuple[float, ...] | None = None,
-        spacing: tuple[float, ...] | None = None,
         window: tuple[float, float] | None = None,
         targets: Mapping[str, Path] | None = None,
     ) -> None:
         self.catalog, self.channels, self.max_bytes = catalog, channels, max_bytes
         self.targets = dict(targets or {})
-        self.disk_cache, self.resample_to, self.spacing, self.window = disk_cache, resample_to, spacing, window
-        self.fits = decoded_bytes(catalog, resample_to, spacing) <= max_bytes
+        self.disk_cache, self.resample_to, self.window = disk_cache, resample_to, window
+        self.fits = decoded_bytes(catalog, resample_to) <= max_bytes
         self._cache: OrderedDict[str, LoadedCase] = OrderedDict()
         self._held = 0
         self._opened: tuple[Case, OpenedCase] | None = None
@@ -132,7 +130,7 @@ class CaseStore:
 
     def find_spacing(self, case_id: str) -> tuple[float, ...] | None:
         """Return the voxel size (*S) of what ``load`` returns, where it is known."""
-        return self.resample_to or self.spacing or self.catalog.facts[case_id].spacing
+        return self.resample_to or self.catalog.facts[case_id].spacing
 
     def load_whole(self, case_id: str) -> WholeCase:
         """Return a case on the grid of its file, all of it in memory.
@@ -143,7 +141,7 @@ class CaseStore:
         if case_id in self.targets:
             raise DataError(f"case '{case_id}' has a pseudo-label, and these are never scored")
         case = self.catalog.case(case_id)
-        spacing = self.spacing or self.catalog.facts[case_id].spacing
+        spacing = self.catalog.facts[case_id].spacing
         if self.resample_to is None:
             loaded = self.load(case_id)
             if isinstance(loaded.image, np.ndarray) and not isinstance(loaded.target, LazyArray):
@@ -158,7 +156,7 @@ class CaseStore:
                 return self._load_by_box(case, *opened)
             image, mask = self._read_arrays(case, opened)
         else:
-            grid = find_grid(self.catalog, case, self.resample_to, self.spacing)
+            grid = find_grid(self.catalog, case, self.resample_to)
             copy, mask_copy = (None, None) if self.fits else self._open_copies(case, grid)
             if copy is not None and (mask_copy is not None or case.mask is None):
                 return self._load_by_box(case, copy, mask_copy)
@@ -315,22 +313,20 @@ class CaseStore:
         return [annotated if annotated < prod(facts.shape) else 0, *(facts.voxels.get(value, 0) for value in values)]
 
 
-def decoded_bytes(
-    catalog: Catalog, resample_to: tuple[float, ...] | None = None, spacing: tuple[float, ...] | None = None
-) -> int:
+def decoded_bytes(catalog: Catalog, resample_to: tuple[float, ...] | None = None) -> int:
     """Return the memory that all images (and targets of 2 bytes a voxel) of a catalog take when decoded.
 
     Args:
         catalog: the cases.
-        resample_to, spacing: see ``CaseStore``; an image without a voxel size counts as it is stored.
+        resample_to: see ``CaseStore``; an image without a voxel size counts as it is stored.
     """
     channels, total = catalog.channels, 0
     for facts in catalog.facts.values():
         shape, dtype = facts.shape, np.dtype(facts.dtype)
         if resample_to is not None:
             dtype = np.promote_types(dtype, np.float32)
-            if (own := spacing or facts.spacing) is not None:
-                shape = compute_resampled_shape(shape, own, resample_to)
+            if facts.spacing is not None:
+                shape = compute_resampled_shape(shape, facts.spacing, resample_to)
         total += prod(shape) * (channels * dtype.itemsize + 2 * (facts.values is not None))
     return total
 

@@ -227,8 +227,8 @@ def _check_ignored(total: Contents) -> Iterable[Finding]:
 def _patches_filled(source: PatchSource, facts: CaseFacts, share: float) -> float:
     """Return how many patches all foreground of a case would fill, on the grid of the network."""
     voxels = prod(facts.shape)
-    spacing, wanted = source.store.spacing or facts.spacing, source.store.resample_to
-    enlarged = 1.0 if wanted is None or spacing is None else prod(spacing) / prod(wanted)
+    wanted = source.store.resample_to
+    enlarged = 1.0 if wanted is None or facts.spacing is None else prod(facts.spacing) / prod(wanted)
     enlarged *= (1 + source.augment.scale) ** (len(facts.shape) * (source.augment.affine > 0))
     return share * voxels * enlarged / prod(source.patch_size)
 

@@ -153,7 +153,7 @@ def _measure_scoring(engine: Engine, store: CaseStore, config: Config, val: Sequ
     image = case.image[(slice(None), *(slice(2 * n) for n in data.patch_size))]
     predicting = min(timed(partial(predict, image, case.spacing))[0] for _ in range(2))
     predicting /= count(image.shape[1:], case.spacing)
-    windows = sum(count(facts[i].shape, data.spacing or facts[i].spacing) for i in val)
+    windows = sum(count(facts[i].shape, facts[i].spacing) for i in val)
     voxels = sum(math.prod(facts[i].shape) for i in val) / math.prod(facts[smallest].shape)
     networks = NETWORKS + (config.policies.swa is not None)
     return reading * voxels + networks * windows * predicting

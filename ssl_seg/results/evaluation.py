@@ -13,6 +13,7 @@ import numpy as np
 from ssl_seg.config import DataConfig, TargetsConfig
 from ssl_seg.config.layers import validate
 from ssl_seg.data.catalog import Catalog, Track, pass_through
+from ssl_seg.data.facts import state_spacing
 from ssl_seg.data.home import find_home
 from ssl_seg.data.open import absolute_root, open_data, open_store
 from ssl_seg.data.splits.files import load_split, split_from_dict
@@ -358,7 +359,8 @@ def open_cases(
     if changed and "mask" not in settings and section["task"] == "semantic":
         section |= {"mask": "semantic", "threshold": None}
     data = validate(DataConfig, section | dict(settings), prefix="data.")
-    catalog = open_data(data.model_dump(mode="json"), track)
+    asks_files = elsewhere and "spacing" not in settings
+    catalog = open_data(data.model_dump(mode="json") | ({"spacing": None} if asks_files else {}), track)
     if catalog.num_classes != model.config.data.num_classes:
         raise DataError(
             f"{catalog.root}: the label values {list(catalog.label_values)} are {catalog.num_classes} classes, and the "
@@ -366,10 +368,9 @@ def open_cases(
         )
     if catalog.ndim != data.ndim:
         raise DataError(f"{catalog.root} holds {catalog.ndim}D images; the network was trained on {data.ndim}D")
-    stated = any(facts.spacing is not None for facts in catalog.facts.values())
-    if elsewhere and stated and "spacing" not in settings:
+    if asks_files and any(facts.spacing is not None for facts in catalog.facts.values()):
         data = data.model_copy(update={"spacing": None})
-    return catalog, data
+    return replace(catalog, facts=state_spacing(catalog.facts, data.spacing)), data
 
 
 def describe_reading(catalog: Catalog, model: Model) -> tuple[str, ...]:

@@ -235,13 +235,12 @@ def _plan_foreground_ratio(catalog: Catalog, labeled: Sequence[str]) -> Planned:
 
 def _network_shapes(catalog: Catalog, known: Nested) -> list[tuple[int, ...]]:
     """Return the sizes of all images on the grid that the network sees."""
-    wanted, given = known.get("data.resample_to"), known.get("data.spacing")
-    if wanted is None or len(wanted) != catalog.ndim or (given and len(given) != catalog.ndim):
-        return [facts.shape for facts in catalog.facts.values()]
+    wanted = known.get("data.resample_to")
     return [
-        facts.shape if spacing is None else compute_resampled_shape(facts.shape, spacing, wanted)
+        compute_resampled_shape(facts.shape, facts.spacing, wanted)
+        if wanted and facts.spacing and len(wanted) == catalog.ndim
+        else facts.shape
         for facts in catalog.facts.values()
-        for spacing in (given or facts.spacing,)
     ]
 
 

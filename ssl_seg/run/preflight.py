@@ -92,7 +92,7 @@ def gather_facts(resolved: Resolved) -> DataFacts:
 
 
 def _check_spacing(data: DataConfig, catalog: Catalog) -> None:
-    unknown = [i for i, facts in catalog.facts.items() if (data.spacing or facts.spacing) is None]
+    unknown = [i for i, facts in catalog.facts.items() if facts.spacing is None]
     if data.resample_to is not None and unknown:
         raise DataError(
             f"data.resample_to = {list(data.resample_to)}, but {len(unknown)} image(s) do not say how large their "

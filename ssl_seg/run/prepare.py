@@ -291,10 +291,9 @@ def _restamp(split: Split, catalog: Catalog) -> Split:
 def fill_caches(data: DataConfig, catalog: Catalog, note: Note, tracker: Tracker) -> None:
     """Write decoded, or resampled, copies of volumes if the data set does not fit into memory."""
     cache = open_disk_cache(data.disk_cache_gb)
-    grid = {"resample_to": data.resample_to, "spacing": data.spacing}
-    if cache is None or decoded_bytes(catalog, **grid) <= data.cache_mb * 2**20:
+    if cache is None or decoded_bytes(catalog, data.resample_to) <= data.cache_mb * 2**20:
         return
-    if missed := fill_disk_cache(cache, catalog, tracker("copying volumes"), **grid):
+    if missed := fill_disk_cache(cache, catalog, tracker("copying volumes"), resample_to=data.resample_to):
         note(f"data: {missed}")
 
 

@@ -38,9 +38,8 @@ def estimate_case_bytes(facts: CaseFacts, config: Config) -> int:
     """
     channels, classes = config.data.channels, config.data.num_classes
     voxels = inside = prod(facts.shape)
-    spacing, wanted = config.data.spacing or facts.spacing, config.data.resample_to
-    if wanted is not None and spacing is not None:
-        inside = prod(compute_resampled_shape(facts.shape, spacing, wanted))
+    if config.data.resample_to is not None and facts.spacing is not None:
+        inside = prod(compute_resampled_shape(facts.shape, facts.spacing, config.data.resample_to))
     at_rest = voxels * (channels * np.dtype(facts.dtype).itemsize + 2 + classes * FLOAT)
     return at_rest + inside * FLOAT * (channels + classes + 1)
 

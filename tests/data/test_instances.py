@@ -244,8 +244,8 @@ class TestStore:
     def test_numbers_are_resampled_before_the_boundary_is_made(self, tmp_path: Path) -> None:
         (tmp_path / "plain").mkdir()
         write_cells(tmp_path / "plain", ".tif")
-        catalog, to, spacing = open_objects(tmp_path / "plain"), (2.0, 2.0), (1.0, 1.0)
-        near = CaseStore(catalog, 1, resample_to=to, spacing=spacing)
+        catalog, to = open_objects(tmp_path / "plain", spacing=[1.0, 1.0]), (2.0, 2.0)
+        near = CaseStore(catalog, 1, resample_to=to)
         numbers = near.load_objects("0")
         assert numbers is not None
         target = np.asarray(near.load("0").target)
@@ -254,8 +254,8 @@ class TestStore:
         coarse = ndimage.zoom(make_target(numbers), 0.5, order=0, grid_mode=True, mode="nearest")
         assert (target != coarse).any(), "the case tells one from the other"
         cache = DiskCache(tmp_path / "cache", 2**30)
-        assert fill_disk_cache(cache, catalog, resample_to=to, spacing=spacing) is None
-        far = CaseStore(catalog, 1, 1, disk_cache=cache, resample_to=to, spacing=spacing)
+        assert fill_disk_cache(cache, catalog, resample_to=to) is None
+        far = CaseStore(catalog, 1, 1, disk_cache=cache, resample_to=to)
         np.testing.assert_array_equal(np.asarray(far.load("0").target), target)
 
     def test_an_ignored_number_is_no_object(self, tmp_path: Path) -> None:

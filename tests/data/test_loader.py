@@ -15,6 +15,7 @@ import torch
 
 from ssl_seg.config import AugmentConfig
 from ssl_seg.data.catalog import Catalog, CatalogSettings, open_catalog
+from ssl_seg.data.facts import state_spacing
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.loader import Batch, PatchSource, make_loader, make_probe, measure_share
 from ssl_seg.data.sampling import derive_rng
@@ -166,8 +167,12 @@ def test_each_stream_has_changes_of_its_own(source: PatchSource) -> None:
 def test_patches_are_rotated_in_units_of_length(source: PatchSource, catalog: Catalog) -> None:
     augment = PLAIN.model_copy(update={"affine": 1.0})
     cubes, long_, resampled = (
-        replace(source, store=CaseStore(catalog, 1, **given), augment=augment)[0]
-        for given in ({}, {"spacing": (4.0, 1.0)}, {"spacing": (1.0, 1.0), "resample_to": (1.0, 1.0)})
+        replace(
+            source,
+            store=CaseStore(replace(catalog, facts=state_spacing(catalog.facts, spacing)), 1, resample_to=to),
+            augment=augment,
+        )[0]
+        for spacing, to in ((None, None), ((4.0, 1.0), None), ((1.0, 1.0), (1.0, 1.0)))
     )
     for part in ("image", "target", "weak"):
         assert not torch.equal(getattr(cubes, part), getattr(long_, part))

@@ -215,8 +215,8 @@ class TestByBox:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spacing: float
     ) -> None:
         monkeypatch.setattr("ssl_seg.data.store.FOREGROUND_POINTS", 10)
-        catalog = open_catalog(str(write(tmp_path / "grid", 1)))
-        case = CaseStore(catalog, 1, spacing=(1.0, 1.0, 1.0), resample_to=(spacing,) * 3).load("0")
+        catalog = open_catalog(str(write(tmp_path / "grid", 1)), CatalogSettings(spacing=(1.0, 1.0, 1.0)))
+        case = CaseStore(catalog, 1, resample_to=(spacing,) * 3).load("0")
         assert isinstance(case.target, np.ndarray)
         for index, points in enumerate(case.foreground, start=1):
             count = int((case.target == index).sum())
@@ -427,9 +427,12 @@ class TestResampling:
         assert whole.spacing == pytest.approx((3.0, 1.0, 1.0))
 
     def test_a_given_spacing_wins(self, scans: Catalog) -> None:
-        store = CaseStore(scans, 1, resample_to=(1.0, 1.0, 1.0), spacing=(2.0, 1.0, 1.0))
+        given = open_catalog(scans.root, CatalogSettings(spacing=(2.0, 1.0, 1.0)))
+        store = CaseStore(given, 1, resample_to=(1.0, 1.0, 1.0))
         assert store.load("a").image.shape == (1, 16, 10, 12)
         assert store.load_whole("a").spacing == (2.0, 1.0, 1.0)
+        other_axes = open_catalog(scans.root, CatalogSettings(spacing=(2.0, 1.0)))
+        assert other_axes.facts["a"].spacing == scans.facts["a"].spacing
 
     @pytest.mark.parametrize("to", [(1.0, 1.0, 1.0), (1.0, 1.0, 2.0), (6.0, 2.0, 2.0)])
     @pytest.mark.parametrize("channels", [1, 3])
@@ -457,7 +460,7 @@ class TestResampling:
     def test_a_case_is_resampled_once(
         self, scans: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
     ) -> None:
-        to, spacing, data, channels = (1.0, 1.0, 2.0), None, scans, 1
+        to, data, channels = (1.0, 1.0, 2.0), scans, 1
         if kind in ("flat", "color"):
             folder = tmp_path / kind
             for name in ("images", "masks"):
@@ -465,20 +468,21 @@ class TestResampling:
             image = np.random.default_rng(0).integers(0, 255, (40, 50, 3)).astype(np.uint8)
             cv2.imwrite(str(folder / "images" / "a.png"), image if kind == "color" else image[..., 0])
             cv2.imwrite(str(folder / "masks" / "a.png"), (image[..., 0] > 200).astype(np.uint8))
-            to, spacing, data, channels = (1.0, 2.0), (2.0, 1.0), open_catalog(str(folder), CatalogSettings(tiles=1)), 3
+            to, channels = (1.0, 2.0), 3
+            data = open_catalog(str(folder), CatalogSettings(tiles=1, spacing=(2.0, 1.0)))
         if kind == "part":
             case = replace(scans.cases[0], region=((2, 7), (0, 10), (3, 12)))
             facts = {"a": replace(scans.facts["a"], shape=(5, 10, 9))}
             data = replace(scans, cases=(case,), facts=facts)
         cache = DiskCache(tmp_path / "cache", 2**30)
-        assert fill_disk_cache(cache, data, resample_to=to, spacing=spacing) is None
-        near = CaseStore(data, channels, resample_to=to, spacing=spacing).load("a")
+        assert fill_disk_cache(cache, data, resample_to=to) is None
+        near = CaseStore(data, channels, resample_to=to).load("a")
         for module in (store_module, disk_cache):
             monkeypatch.setattr(module, "resample_image", None)
             monkeypatch.setattr(module, "resample_labels", None)
-        store = CaseStore(data, channels, 1, disk_cache=cache, resample_to=to, spacing=spacing)
+        store = CaseStore(data, channels, 1, disk_cache=cache, resample_to=to)
         far = store.load("a")
-        assert fill_disk_cache(cache, data, resample_to=to, spacing=spacing) is None
+        assert fill_disk_cache(cache, data, resample_to=to) is None
         assert isinstance(far.image, LazyArray)
         assert isinstance(far.target, LazyArray)
         assert far.image.shape == near.image.shape

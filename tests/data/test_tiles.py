@@ -87,7 +87,9 @@ def test_an_image_is_cut_from_a_side_of_144_voxels_on(side: int, count: int) -> 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_parts_hold_the_voxels_of_their_region(tmp_path: Path, suffix: str) -> None:
-    catalog = open_catalog(str(write(tmp_path, [(300, 200)], unlabeled=1, suffix=suffix)))
+    settings = CatalogSettings(spacing=(2.0, 1.0))
+    catalog = open_catalog(str(write(tmp_path, [(300, 200)], unlabeled=1, suffix=suffix)), settings)
+    assert {facts.spacing for facts in catalog.facts.values()} == {(2.0, 1.0)}
     image, mask = read_image(str(tmp_path / f"images/o0{suffix}")), read_mask(str(tmp_path / f"masks/o0{suffix}"))
     assert catalog.case("u0").region is None
     assert catalog.facts["u0"].shape == (300, 200)

@@ -223,8 +223,8 @@ class MemoryStore(CaseStore):
         spacing: tuple[float, ...] | None = None,
     ) -> None:
         meaning = Meaning(label_values=tuple(range(num_classes)))
-        super().__init__(Catalog("memory", (), {}, meaning, ()), 1, spacing=spacing)
-        self.held = cases
+        super().__init__(Catalog("memory", (), {}, meaning, ()), 1)
+        self.held, self.spacing = cases, spacing
 
     def load_whole(self, case_id: str) -> WholeCase:
         pred, target = self.held[case_id]

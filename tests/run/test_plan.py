@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ssl_seg.config import Config
 from ssl_seg.config.layers import Layer, build_config, flatten, merge_layers, nest
 from ssl_seg.data.catalog import Case, CaseFacts, Catalog
+from ssl_seg.data.facts import state_spacing
 from ssl_seg.data.volumes import read_mask
 from ssl_seg.errors import ConfigError
 from ssl_seg.labels import Meaning
@@ -393,7 +394,8 @@ def test_networks_keep_their_own_width(shape: Shape, gpu: bool) -> None:
 
 def test_the_patch_is_planned_on_the_grid_of_the_network() -> None:
     catalog = make_catalog([(96, 96)])
-    assert plan(catalog, data__spacing=[1.0, 1.0], data__resample_to=[2.0, 1.0])["data.patch_size"] == [32, 96]
+    given = replace(catalog, facts=state_spacing(catalog.facts, (1.0, 1.0)))
+    assert plan(given, data__resample_to=[2.0, 1.0])["data.patch_size"] == [32, 96]
     assert plan(catalog, data__resample_to=[2.0, 1.0])["data.patch_size"] == [96, 96]
 
 
