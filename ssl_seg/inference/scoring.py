@@ -304,7 +304,7 @@ def measure_reliability(ranking: Counts) -> Reliability:
 
 def count_classes(score: Score) -> NDArray[np.int64]:
     """Return the counts (cases, foreground classes, 4) of voxels tp, fp, fn, tn."""
-    return np.array([[_counts(o) for o in case.classes] for case in score.cases], np.int64)
+    return np.array([case.classes for case in score.cases], np.int64)
 
 
 def pack_cases(score: Score) -> list[dict[str, Any]]:
@@ -312,8 +312,8 @@ def pack_cases(score: Score) -> list[dict[str, Any]]:
     return [
         {
             "id": case.case_id,
-            "foreground": _counts(case.overlap),
-            "classes": [_counts(o) for o in case.classes],
+            "foreground": list(case.overlap),
+            "classes": list(map(list, case.classes)),
             "nonfinite": case.nonfinite,
             **({} if case.average_precision is None else {"average_precision": list(case.average_precision)}),
             **({} if case.objects is None else {"objects": {n: asdict(own) for n, own in case.objects.items()}}),
@@ -352,10 +352,6 @@ def parse_cases(
     )
 
 
-def _counts(overlap: ConfusionCounts) -> list[int]:
-    return [overlap.tp, overlap.fp, overlap.fn, overlap.tn]
-
-
 def _average(overlaps: Sequence[ConfusionCounts]) -> dict[str, float | None]:
     return {name: _mean([getattr(o, name) for o in overlaps]) for name in RATIOS}
 
@@ -377,7 +373,7 @@ def _case_row(case: CaseScore) -> dict[str, Any]:
         "prevalence": case.overlap.prevalence,
         "prevalence_pred": case.overlap.prevalence_pred,
     }
-    row["counts"] = [_counts(o) for o in case.classes]
+    row["counts"] = list(map(list, case.classes))
     if case.objects is not None:
         row |= score_image(case.objects["found"])
     several = len(case.classes) > 1

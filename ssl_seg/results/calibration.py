@@ -236,10 +236,8 @@ def _choose_cleaning(
     for probs, target in outputs:
         classes = decision(probs)
         for label, own in enumerate(ways, start=1):
-            overlaps = [
-                count_overlap(way.apply(classes == label), np.where(target < 0, target, target == label)) for way in own
-            ]
-            counts.append([[o.tp, o.fp, o.fn, o.tn] for o in overlaps])
+            true = np.where(target < 0, target, target == label)
+            counts.append([count_overlap(way.apply(classes == label), true) for way in own])
     chosen = [choose_way(np.array(counts[n :: len(ways)], np.int64).swapaxes(0, 1)) for n in range(len(ways))]
     cleaning = tuple(own[best] for own, (best, _) in zip(ways, chosen, strict=True))
     rows = [

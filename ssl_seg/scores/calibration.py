@@ -358,8 +358,7 @@ def choose_way(counts: Counts) -> tuple[int, Estimate]:
 
 def _count_classes(pred: NDArray[np.integer], target: NDArray[np.integer], classes: int) -> Counts:
     """Return the (F, 4) counts of each foreground class."""
-    overlaps = [count_overlap(pred, target, label) for label in range(1, classes)]
-    return np.array([[o.tp, o.fp, o.fn, o.tn] for o in overlaps], np.int64)
+    return np.array([count_overlap(pred, target, label) for label in range(1, classes)], np.int64)
 
 
 def compute_reliability(parts: Iterable[tuple[Floats, NDArray[Any], NDArray[Any]]]) -> Floats:

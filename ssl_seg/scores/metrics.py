@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,16 +80,15 @@ def compute_trivial_baselines(prevalence: float) -> dict[str, float]:
     return {**baselines, "best": max(baselines.values())}
 
 
-@dataclass(frozen=True)
-class ConfusionCounts:
-    """Counts of voxels. Sums over cases give pooled scores: ``(a + b).dice``."""
+class ConfusionCounts(NamedTuple):
+    """Counts of voxels, one row of an array (..., 4). Sums over cases give pooled scores: ``(a + b).dice``."""
 
     tp: int
     fp: int
     fn: int
     tn: int
 
-    def __add__(self, other: ConfusionCounts) -> ConfusionCounts:
+    def __add__(self, other: ConfusionCounts) -> ConfusionCounts:  # type: ignore[override]
         return ConfusionCounts(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.tn + other.tn)
 
     @property
