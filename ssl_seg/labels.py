@@ -110,31 +110,17 @@ class Meaning:
         return target
 
 
-def infer_label_values(values: Iterable[int]) -> tuple[int, ...]:
+def infer_label_values(values: Iterable[int]) -> tuple[int, ...] | None:
     """Return the label values of a data set from the union of the values in its masks.
 
-    ``{0, 255}`` is binary; ``{0, ..., K-1}`` without gaps is K classes; at least two classes are assumed.
-
-    Raises:
-        DataError: for any other set, with the map that would make it usable.
+    ``{0, 255}`` is binary; ``{0, ..., K-1}`` without gaps is K classes; at least two classes are assumed. None for any
+    other set.
     """
     found = sorted(set(values) | {0})
     if found == [0, 255]:
         return (0, 255)
-    if _is_contiguous(found) and len(found) <= 256:
-        return tuple(range(max(len(found), 2)))
-    hint = f"data.label_values={found}"
-    if 255 in found and _is_contiguous(found[:-1]):
-        hint = f"data.ignore_value=255 if 255 marks unlabeled pixels, else {hint}"
-    raise DataError(
-        f"mask values {_short(found)} are neither 0/255 nor 0..K-1 without gaps. "
-        f"Values map to classes in the order given: set {hint}."
-    )
-
-
-def _is_contiguous(values: Sequence[int]) -> bool:
-    """Return whether sorted ``values`` are 0, 1, ..., n-1."""
-    return list(values) == list(range(len(values)))
+    usable = found == list(range(len(found))) and len(found) <= 256
+    return tuple(range(max(len(found), 2))) if usable else None
 
 
 def apply_label_map(mask: NDArray[Any], label_map: Mapping[int, int]) -> NDArray[Any]:

@@ -54,16 +54,6 @@ def test_usual_values_are_inferred(values: list[int], expected: tuple[int, ...])
     assert infer_label_values(values) == expected
 
 
-@pytest.mark.parametrize(
-    ("values", "hint"),
-    [
-        ([0, 2], r"data\.label_values=\[0, 2\]"),
-        ([0, 128, 255], r"data\.label_values=\[0, 128, 255\]"),
-        ([0, 1, 255], r"data\.ignore_value=255 if 255 marks unlabeled pixels, else data\.label_values=\[0, 1, 255\]"),
-        ([-1, 0, 1], r"data\.label_values=\[-1, 0, 1\]"),
-        (range(257), r"\{0, 1, 2, 3, 4, 5, 6, 7, \.\.\. \(249 more\)\}"),
-    ],
-)
-def test_other_values_are_refused_with_a_map_to_set(values: list[int], hint: str) -> None:
-    with pytest.raises(DataError, match=hint):
-        infer_label_values(values)
+@pytest.mark.parametrize("values", [[0, 2], [0, 128, 255], [0, 1, 255], [-1, 0, 1], range(257)])
+def test_other_values_are_not(values: list[int]) -> None:
+    assert infer_label_values(values) is None

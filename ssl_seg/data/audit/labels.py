@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from ssl_seg.data.audit.meaning import MANY_CLASSES
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.findings import Finding
-from ssl_seg.errors import DataError, name_examples
+from ssl_seg.errors import name_examples
 from ssl_seg.labels import infer_label_values
 
 Masks = Mapping[str, frozenset[int]]
@@ -93,22 +93,15 @@ def find_label_values(masks: Masks, declared: Sequence[int] | None) -> tuple[int
     """Return the declared values, or those inferred from the masks; if that fails, those that most masks hold."""
     if declared is not None:
         return tuple(declared)
-    if inferred := _infer(masks):
+    if inferred := infer_label_values(_union(masks.values())):
         return inferred
     usual = _find_usual_values(masks) or _union(masks.values()) | {0}
     return tuple(sorted(usual)) if len(usual) <= MANY_CLASSES else (0, 1)
 
 
-def _infer(masks: Masks) -> tuple[int, ...] | None:
-    try:
-        return infer_label_values(_union(masks.values()))
-    except DataError:
-        return None
-
-
 def check_unexpected_values(masks: Masks, declared: Sequence[int] | None) -> Iterator[Finding]:
     """Check that masks hold the declared values; without any, 0/255 or 0..K-1 in all of them together."""
-    if declared is None and _infer(masks):
+    if declared is None and infer_label_values(_union(masks.values())):
         return
     known = set(declared) if declared is not None else _find_usual_values(masks)
     if known is None:
