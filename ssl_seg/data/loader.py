@@ -41,7 +41,7 @@ POSITIVE_STREAM = 9  # 7 and 8 are noise
 POSITIVE_TILE = 8
 """One in so many tiles of a probe, at least, holds foreground."""
 
-LabeledPatch = tuple[NDArray[np.float32], NDArray[np.int64]]
+_Patch = tuple[NDArray[np.float32], NDArray[np.int64]]
 """Image (C,*P) and target (*P)."""
 
 
@@ -151,17 +151,17 @@ class PatchSource(Dataset[Batch]):
         image, target = (np.stack(arrays) for arrays in zip(*patches, strict=True))
         return ids, torch.from_numpy(image), torch.from_numpy(target)
 
-    def _draw_by_ratio(self, ids: Sequence[str], step: int, rng: np.random.Generator) -> list[LabeledPatch]:
+    def _draw_by_ratio(self, ids: Sequence[str], step: int, rng: np.random.Generator) -> list[_Patch]:
         # A systematic draw: the share is met in each batch as exactly as whole numbers allow.
         number = int(len(ids) * self.foreground_ratio + rng.random())
         centered = sorted(range(len(ids)), key=lambda slot: ids[slot] not in self.positive)[:number]
         return [self._labeled_patch(case_id, step, slot, centered=slot in centered) for slot, case_id in enumerate(ids)]
 
-    def _draw_by_share(self, ids: Sequence[str], step: int, share: float) -> list[LabeledPatch]:
+    def _draw_by_share(self, ids: Sequence[str], step: int, share: float) -> list[_Patch]:
         """Return patches that together hold a share of foreground: each makes up for what those before it have missed,
         also because their geometry has turned or scaled them. Those of the cases that are farthest from it come first.
         """
-        patches: dict[int, LabeledPatch] = {}
+        patches: dict[int, _Patch] = {}
         foreground, valid, size = 0, 0, prod(self.patch_size)
         of_cases = [self.store.catalog.facts[case_id].foreground or 0.0 for case_id in ids]
         for slot in sorted(range(len(ids)), key=lambda slot: -abs(of_cases[slot] - share)):
@@ -194,7 +194,7 @@ class PatchSource(Dataset[Batch]):
 
     def _labeled_patch(
         self, case_id: str, step: int, slot: int, *, centered: bool = False, share: float | None = None
-    ) -> LabeledPatch:
+    ) -> _Patch:
         rng = derive_rng(self.seed, self.rank, step, LABELED_STREAM, slot)
         case = self.store.load(case_id)
         if case.target is None:
