@@ -293,7 +293,7 @@ class ReadCases:
     Masks that ignore every voxel are left out of ``cases``, as they say nothing; they stay where the masks are of no
     usable kind. ``faults`` are those of single cases, ``findings`` those about the kind of the masks,
     and ``about`` findings about voxels without data and masks that ignore every voxel.
-    ``meaning`` has the label values that somebody declared, or else None; ``label_values`` are these or those inferred.
+    ``declared`` are the label values that somebody has named, or else None; ``meaning`` has these or those inferred.
     ``reading`` is how files were read, with what was recognized of it, and ``reading_notes`` what to say about it.
     """
 
@@ -301,7 +301,7 @@ class ReadCases:
     cases: tuple[Case, ...]
     facts: Mapping[str, CaseFacts]
     meaning: Meaning
-    label_values: tuple[int, ...]
+    declared: tuple[int, ...] | None
     reading: Reading
     faults: list[Finding]
     findings: list[Finding]
@@ -343,13 +343,14 @@ def read_cases(root: str, settings: CatalogSettings, track: Track = pass_through
     settled = state_spacing({i: settle_facts(f, meaning) for i, f in facts.items()}, settings.spacing)
     has_kind = not select_faults(findings)
     unannotated = check_unannotated(listing.cases, settled) if has_kind else []
+    masks_of = values_by_mask(settled, meaning.ignore_value)
     only_so = (f"data.axes={used.axes}: only so the images have the size of their masks",)
     return ReadCases(
         listing=listing,
         cases=drop_unannotated(listing.cases, settled) if has_kind else listing.cases,
         facts=settled,
-        meaning=meaning,
-        label_values=find_label_values(values_by_mask(settled, meaning.ignore_value), meaning.label_values),
+        meaning=replace(meaning, label_values=find_label_values(masks_of, meaning.label_values)),
+        declared=meaning.label_values,
         reading=replace(used, fractions=False),
         faults=faults,
         findings=findings,
@@ -366,9 +367,8 @@ def open_catalog(root: str | Path, settings: CatalogSettings = DEFAULTS, *, trac
     """
     root = str(root)
     read = read_cases(root, settings, track)
-    facts, declared = read.facts, read.meaning.label_values
-    masks = values_by_mask(facts, read.meaning.ignore_value)
-    unexpected = check_unexpected_values(masks, declared) if read.has_kind else []
+    facts, masks = read.facts, values_by_mask(read.facts, read.meaning.ignore_value)
+    unexpected = check_unexpected_values(masks, read.declared) if read.has_kind else []
     findings = [*read.listing.findings, *read.faults, *check_kinds(facts), *read.findings, *unexpected]
     _raise_faults(root, select_faults(findings))
     empty = check_empty_masks(facts, asks=read.listing.leaves_labeling_open)
@@ -383,7 +383,7 @@ def open_catalog(root: str | Path, settings: CatalogSettings = DEFAULTS, *, trac
         root,
         read.cases,
         facts,
-        replace(read.meaning, label_values=read.label_values),
+        read.meaning,
         (
             *read.listing.notes,
             *read.reading_notes,
@@ -393,8 +393,7 @@ def open_catalog(root: str | Path, settings: CatalogSettings = DEFAULTS, *, trac
         read.listing.layout,
         replace(read.reading, fractions=read.meaning.takes_fractions),
     )
-    shapes, boxes = {i: f.shape for i, f in facts.items()}, {i: f.labeled_box for i, f in facts.items()}
-    return _cut_cases(catalog, plan_tiles(read.cases, shapes, settings.tiles, boxes))
+    return _cut_cases(catalog, plan_tiles(read.cases, facts, settings.tiles))
 
 
 def _cut_cases(catalog: Catalog, tiling: Tiling) -> Catalog:

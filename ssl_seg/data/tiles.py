@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
-from types import MappingProxyType
 
-from ssl_seg.data.facts import format_size
+from ssl_seg.data.facts import CaseFacts, format_size
 from ssl_seg.data.layouts.listing import Case, Region
 from ssl_seg.errors import DataError
 
@@ -38,9 +37,8 @@ class Tiling:
 
 def plan_tiles(
     cases: Sequence[Case],
-    shapes: Mapping[str, Sequence[int]],
+    facts: Mapping[str, CaseFacts],
     parts: int | None,
-    boxes: Mapping[str, Region | None] = MappingProxyType({}),
 ) -> Tiling:
     """Choose which labeled images are cut into parts.
 
@@ -48,25 +46,24 @@ def plan_tiles(
 
     Args:
         cases: all of them; unlabeled ones stay whole.
-        shapes: id -> (*S), of the cases that can be read.
+        facts: those of the cases that can be read: their shapes, and boxes of labels that do not span the image.
         parts: at least so many of each labeled image, if they keep sides of ``SMALLEST``; 1 cuts none; None
             cuts where there are fewer than three labeled images.
-        boxes: id -> box of the labels, where they do not span the image.
 
     Raises:
         DataError: if parts are asked for and no labeled image is large enough.
     """
     labeled = {
-        c.id: boxes.get(c.id) or tuple((0, n) for n in shapes[c.id])
+        c.id: facts[c.id].labeled_box or tuple((0, n) for n in facts[c.id].shape)
         for c in cases
-        if c.mask is not None and c.id in shapes
+        if c.mask is not None and c.id in facts
     }
     if not labeled or parts == 1 or (parts is None and len(labeled) >= FEWEST):
         return Tiling({})
     few, many = (-(-count // len(labeled)) for count in PARTS)
     roomy = min(len(cut_shape(_sizes(box), many, ROOMY[len(box)])) for box in labeled.values())
     wanted = parts or max(few, roomy)
-    regions = {i: cut_box(box, shapes[i], wanted) for i, box in labeled.items()}
+    regions = {i: cut_box(box, facts[i].shape, wanted) for i, box in labeled.items()}
     regions = {i: found for i, found in regions.items() if len(found) > 1}
     if parts is not None and not regions:
         largest = max(map(_sizes, labeled.values()), key=max)
@@ -76,7 +73,7 @@ def plan_tiles(
         )
     if not regions:
         return Tiling({})
-    around = {i: surround(found, shapes[i]) for i, found in regions.items()}
+    around = {i: surround(found, facts[i].shape) for i, found in regions.items()}
     first, others = next(iter(regions.values()))[0], sum(map(len, around.values()))
     note = (
         f"{sum(map(len, regions.values()))} parts of {len(regions)} labeled image(s) are labeled cases, the first of "

@@ -18,6 +18,7 @@ from ssl_seg.cli import app
 from ssl_seg.data import volumes
 from ssl_seg.data.audit.doctor import audit
 from ssl_seg.data.catalog import CatalogSettings, open_catalog
+from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.splits.split import make_folds, make_split
 from ssl_seg.data.store import CaseStore
@@ -193,10 +194,10 @@ def test_one_or_two_labeled_images_that_are_small_are_said(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("side", "parts"), [(799, 9), (832, 9), (1119, 9), (1120, 16), (2272, 64), (20000, 64)])
 def test_large_images_are_cut_into_up_to_sixty_roomy_parts(side: int, parts: int) -> None:
-    shapes = {"a": (side, side)}
-    tiling = plan_tiles([Case("a", "a.tif", "b.tif", None)], shapes, None)
+    facts = {"a": CaseFacts((side, side), 1, "uint8", (0, 1), 0.5, "0" * 16)}
+    tiling = plan_tiles([Case("a", "a.tif", "b.tif", None)], facts, None)
     assert len(tiling.regions["a"]) == parts
-    assert plan_tiles([Case("a", "a.tif", "b.tif", None)], shapes, tiling.parts).regions == tiling.regions
+    assert plan_tiles([Case("a", "a.tif", "b.tif", None)], facts, tiling.parts).regions == tiling.regions
 
 
 def test_parts_that_do_not_fit_are_an_error(tmp_path: Path) -> None:

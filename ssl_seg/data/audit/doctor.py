@@ -49,8 +49,7 @@ def audit(root: str, settings: CatalogSettings = DEFAULTS, *, track: Track = pas
     facts, listing = read.facts, replace(read.listing, cases=read.cases)
     groups_of = checks.groups_of(listing.cases)
     copies = find_copies(facts, groups_of, root)
-    shapes, boxes = {i: f.shape for i, f in facts.items()}, {i: f.labeled_box for i, f in facts.items()}
-    tiling = plan_tiles(listing.cases, shapes, settings.tiles, boxes)
+    tiling = plan_tiles(listing.cases, facts, settings.tiles)
     found = [
         *listing.findings,
         *checks.check_few_labeled(listing.cases, cut=bool(tiling.regions)),
@@ -63,13 +62,12 @@ def audit(root: str, settings: CatalogSettings = DEFAULTS, *, track: Track = pas
     if sum(case.mask is not None for case in listing.cases) < FEWEST:  # few_labeled says so, or parts have the class
         found = [finding for finding in found if finding.code != "rare_class"]
     findings = tuple(sort_findings(found))
-    summary = summarize(root, listing, facts, read.label_values, read.meaning.ignore_value)
+    summary = summarize(root, listing, facts, read.meaning.label_values or (), read.meaning.ignore_value)
     summary["notes"] += [*read.reading_notes, *([f"for training, {tiling.note}"] if tiling.note else [])]
     alike = [asdict(pair) for pair in copies.pairs]
     summary["copies"] = {"exact": copies.exact, "near": copies.copies, "crowds": copies.crowds, "alike": alike}
     summary |= {name: sum(f.level == level for f in findings) for level, name in _LEVELS.items()}
-    meaning = replace(read.meaning, label_values=read.label_values)
-    return Audit(findings, summary, listing, facts, meaning, read.reading)
+    return Audit(findings, summary, listing, facts, read.meaning, read.reading)
 
 
 def _check_facts(read: ReadCases, listing: Listing) -> Iterator[Finding]:
@@ -81,9 +79,9 @@ def _check_facts(read: ReadCases, listing: Listing) -> Iterator[Finding]:
     yield from checks.check_kinds(facts)
     if read.has_kind:
         masks = labels.values_by_mask(facts, meaning.ignore_value)
-        unexpected = list(labels.check_unexpected_values(masks, meaning.label_values))
-        yield from unexpected or labels.check_class_presence(masks, read.label_values)
-        yield from labels.check_sparse(facts, meaning.label_values, meaning.ignore_value)
+        unexpected = list(labels.check_unexpected_values(masks, read.declared))
+        yield from unexpected or labels.check_class_presence(masks, meaning.label_values or ())
+        yield from labels.check_sparse(facts, read.declared, meaning.ignore_value)
     if not any(finding.code == LABELS for finding in listing.findings):
         yield from checks.check_missing_masks(listing.cases)
     yield from checks.check_declared(listing.declared, facts)

@@ -271,7 +271,7 @@ def reorder_labeled(split: Split, catalog: Catalog, seed: int) -> Split:
     pool = sorted(split.fractions[1.0])
     if strangers := [i for i in pool if i not in catalog.facts]:
         raise SplitError(f"{catalog.root} does not hold {len(strangers)} of the split's cases, e.g. '{strangers[0]}'.")
-    traits = CaseTraits({i: catalog.facts[i].foreground or 0.0 for i in pool}, find_classes(catalog))
+    traits = find_traits(catalog, pool)
     ordered = nesting_order(pool, traits, np.random.default_rng([seed, 5]))
     fractions = {f: ordered[: len(ids)] for f, ids in split.fractions.items()}
     note = f"the labeled training cases are in the order of label seed {seed}"
@@ -306,15 +306,13 @@ def _make_pool(
             f"none of the {len(catalog.cases)} images has a mask: there is nothing to learn from, and they cannot be "
             f"split. {REMEDIES}"
         )
-    foreground = {i: catalog.facts[i].foreground or 0.0 for i in labeled}
     key_of, notes = _group_keys(catalog, near_copies, held)
     groups: dict[GroupKey, list[str]] = {}
     for case_id in labeled:
         if case_id not in held:
             groups.setdefault(key_of[case_id], []).append(case_id)
     shares = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
-    traits = CaseTraits(foreground, find_classes(catalog))
-    return _Pool(catalog, key_of, groups, held, shares, traits, (*folder_notes, *notes))
+    return _Pool(catalog, key_of, groups, held, shares, find_traits(catalog, labeled), (*folder_notes, *notes))
 
 
 def _hold_folders(
@@ -341,6 +339,11 @@ def _hold_folders(
     held = {i: _PARTS.index(part) for i, part in part_of.items() if part in lists}
     shares = (0.0 if "val" in lists and labeled["val"] else default, test_fraction or 0.0)
     return held, shares, (note,) * bool(lists)
+
+
+def find_traits(catalog: Catalog, ids: Iterable[str]) -> CaseTraits:
+    """Return the foreground fractions of labeled cases, and the classes of all."""
+    return CaseTraits({i: catalog.facts[i].foreground or 0.0 for i in ids}, find_classes(catalog))
 
 
 def find_classes(catalog: Catalog) -> dict[str, frozenset[int]]:

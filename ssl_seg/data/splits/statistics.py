@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_seg.data.findings import Finding
-from ssl_seg.data.splits.split import Split, find_classes
+from ssl_seg.data.splits.split import Split, find_traits
 from ssl_seg.data.splits.stratify import CaseTraits
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def measure_split(
     ``draws`` x cases numbers for each set: half a second for 5,000 cases and five sets.
     """
     known = {i: f for i, f in catalog.facts.items() if f.foreground is not None}
-    traits = CaseTraits({i: f.foreground or 0.0 for i, f in known.items()}, find_classes(catalog))
+    traits = find_traits(catalog, known)
     pool = split.fractions[1.0]
     everything = (*pool, *split.val, *split.test)
     sets: list[tuple[str, float | None, tuple[str, ...], tuple[str, ...]]]
