@@ -18,15 +18,18 @@ from sklearn.metrics import average_precision_score, f1_score, jaccard_score
 
 from ssl_seg.cli.evaluate_tables import print_result, write_cases
 from ssl_seg.data.catalog import pass_through
+from ssl_seg.data.formats.stored import Geometry
+from ssl_seg.data.formats.tiff import write_tiff
 from ssl_seg.data.splits.files import load_split, save_split, split_to_dict
 from ssl_seg.data.splits.split import Split
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.data.volumes import read_mask, write_mask
 from ssl_seg.errors import ConfigError, DataError, SplitError
+from ssl_seg.inference.model import open_model
 from ssl_seg.inference.scoring import parse_cases
 from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ssl_seg.report.notebook import Evaluation
-from ssl_seg.results.evaluation import EvaluateRequest, evaluate
+from ssl_seg.results.evaluation import EvaluateRequest, evaluate, open_cases
 from ssl_seg.results.mask_making import PredictRequest
 from ssl_seg.results.prediction import predict
 from ssl_seg.run.directory import RunDir
@@ -378,6 +381,24 @@ class TestFolders:
         more = EvaluateRequest(checkpoint, data=str(folder), part="all", settings={"label_values": [0, 1, 255]})
         with pytest.raises(DataError, match="3 classes, and the network knows 2"):
             evaluate(more)
+
+    @pytest.mark.parametrize("says", [True, False])
+    def test_the_voxel_size_is_that_of_the_files_where_they_state_one(
+        self, checkpoint: Path, tmp_path: Path, says: bool
+    ) -> None:
+        model, folder = open_model(checkpoint), tmp_path / "other"
+        data = model.config.data.model_copy(update={"spacing": (3.0, 3.0)})
+        model = replace(model, config=model.config.model_copy(update={"data": data}))
+        write_dataset(folder, "particles", 2)
+        for path in (folder / "images").iterdir() if says else ():
+            geometry = Geometry((2.0, 2.0))
+            write_tiff(path.with_suffix(".tif"), read_mask(str(path)), compression=None, geometry=geometry)
+            path.unlink()
+        for settings, wanted in (({}, (2.0, 2.0) if says else (3.0, 3.0)), ({"spacing": [4.0, 4.0]}, (4.0, 4.0))):
+            request = EvaluateRequest(checkpoint, data=str(folder), settings=settings)
+            catalog, used = open_cases(request, model, pass_through)
+            assert {facts.spacing for facts in catalog.facts.values()} == {wanted}
+            assert used.spacing == (None if says and not settings else wanted)
 
     def test_ignored_voxels_are_not_scored(self, tiny_run: Path, tmp_path: Path) -> None:
         folder = tmp_path / "other"
