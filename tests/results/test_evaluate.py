@@ -395,8 +395,7 @@ class TestFolders:
             write_tiff(path.with_suffix(".tif"), read_mask(str(path)), compression=None, geometry=geometry)
             path.unlink()
         for settings, wanted in (({}, (2.0, 2.0) if says else (3.0, 3.0)), ({"spacing": [4.0, 4.0]}, (4.0, 4.0))):
-            request = EvaluateRequest(checkpoint, data=str(folder), settings=settings)
-            catalog, used = open_cases(request, model, pass_through)
+            catalog, used = open_cases(model, pass_through, str(folder), settings)
             assert {facts.spacing for facts in catalog.facts.values()} == {wanted}
             assert used.spacing == (None if says and not settings else wanted)
 
