@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -113,9 +113,6 @@ _OTHER_KINDS = (
 
 _ONE_FRAME = (".npy", ".h5", ".hdf5", ".zarr", ".ome.zarr")
 """Suffixes of files that hold masks as they are read, whatever the order in the file of the image."""
-
-_LISTED = 64
-"""Files whose arrays are remembered."""
 
 ROUNDED = 1e-3
 """Values of a mask this close to a whole number are meant to be it: scaling and resampling leave such traces."""
@@ -390,19 +387,9 @@ def _resolve(location: str, default_keys: Sequence[str]) -> tuple[Path, str, For
 
 
 def _list_arrays(path: Path, kind: Format) -> Mapping[str, None]:
-    """Return the names of the arrays of a file; those of a file that has not changed are listed once."""
-    if kind.list_arrays is None:
-        return {}
+    """Return the names of the arrays of a file."""
     with name_errors(str(path)):
-        if kind.is_folder:  # whose time says nothing about what lies deeper
-            return dict.fromkeys(kind.list_arrays(path))
-        state = path.stat()
-        return _list_file(path, kind.list_arrays, state.st_size, state.st_mtime_ns)
-
-
-@lru_cache(maxsize=_LISTED)
-def _list_file(path: Path, list_arrays: Callable[[Path], tuple[str, ...]], *_state: int) -> Mapping[str, None]:
-    return dict.fromkeys(list_arrays(path))
+        return {} if kind.list_arrays is None else kind.list_arrays(path)
 
 
 def _choose_key(path: Path, wanted: str, names: Mapping[str, None], default_keys: Sequence[str]) -> str:

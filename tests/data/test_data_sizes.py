@@ -7,7 +7,6 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from test_splits import add_images, make_catalog, spread
 from ssl_seg.config import AugmentConfig
 from ssl_seg.data import catalog as catalog_module
 from ssl_seg.data import mask_values
-from ssl_seg.data import volumes as volumes_module
 from ssl_seg.data.audit import doctor, labels, summary
 from ssl_seg.data.audit.labels import MANY_CLASSES
 from ssl_seg.data.blocks import Block, iterate_blocks
@@ -35,6 +33,7 @@ from ssl_seg.data.formats import FORMATS, nifti, numpy_files, pixels, zarr_store
 from ssl_seg.data.formats import stored as stored_module
 from ssl_seg.data.formats.file_checks import check_claim, check_length
 from ssl_seg.data.formats.layout import NotAnImageError
+from ssl_seg.data.formats.stored import once_a_version
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.loader import LABELED_STREAM, MIX_STREAM, PROBE_STREAM, SIZE_STREAM, TILE_STREAM, UNLABELED_STREAM
 from ssl_seg.data.reading import Reading
@@ -217,8 +216,7 @@ def test_a_file_of_many_arrays_is_listed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, files: int
 ) -> None:
     """3 files are remembered: so many are listed once each, more of them in turn each time."""
-    for module, name in ((volumes_module, "_list_file"), (numpy_files, "_list_members")):
-        monkeypatch.setattr(module, name, lru_cache(maxsize=3)(getattr(module, name).__wrapped__))
+    monkeypatch.setattr(numpy_files, "_read_members", once_a_version(numpy_files._read_members.__wrapped__, 3))
     listed: list[str] = []
 
     def count(whole: Callable[..., Any]) -> Callable[..., Any]:
@@ -229,7 +227,8 @@ def test_a_file_of_many_arrays_is_listed_once(
         return listing
 
     if kind == ".h5":
-        monkeypatch.setitem(FORMATS, kind, replace(FORMATS[kind], list_arrays=count(FORMATS[kind].list_arrays)))
+        listing = once_a_version(count(FORMATS[kind].list_arrays.__wrapped__), 3)
+        monkeypatch.setitem(FORMATS, kind, replace(FORMATS[kind], list_arrays=listing))
     else:
         monkeypatch.setattr(zipfile, "ZipFile", count(zipfile.ZipFile))
     images = RNG.integers(0, 255, (files, 30, 4, 5)).astype(np.uint8)

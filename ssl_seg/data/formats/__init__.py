@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ class Format:
     name: str
     magic: tuple[bytes, ...]
     open: Callable[[Path, str, Reading], Stored]
-    list_arrays: Callable[[Path], tuple[str, ...]] | None = None
+    list_arrays: Callable[[Path], Mapping[str, None]] | None = None
     takes_axes: bool = False
     is_lossy: bool = False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from math import prod
@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.formats.file_checks import ANY_RATIO, check_claim
 from ssl_seg.data.formats.layout import Box, lay_out_array
-from ssl_seg.data.formats.stored import AnyArray, Stored, import_optional, iterate_rows, lazy
+from ssl_seg.data.formats.stored import AnyArray, Stored, import_optional, iterate_rows, lazy, once_a_version
 from ssl_seg.data.reading import Reading
 
 
-def list_hdf5(path: Path) -> tuple[str, ...]:
+@once_a_version
+def list_hdf5(path: Path) -> Mapping[str, None]:
     """Return the names of the data sets that can be images: numbers, with two axes or more."""
     names = []
 
@@ -30,7 +31,7 @@ def list_hdf5(path: Path) -> tuple[str, ...]:
 
     with _open_file(path) as file:
         file.visititems(collect)
-    return tuple(sorted(names))
+    return dict.fromkeys(sorted(names))
 
 
 def open_hdf5(path: Path, key: str, reading: Reading) -> Stored:

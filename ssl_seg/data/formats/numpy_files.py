@@ -7,7 +7,6 @@ import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,11 +15,8 @@ import numpy as np
 
 from ssl_seg.data.formats.file_checks import check_claim, check_length
 from ssl_seg.data.formats.layout import lay_out_array
-from ssl_seg.data.formats.stored import AnyArray, RawVoxels, Stored, from_array, iterate_rows, lazy
+from ssl_seg.data.formats.stored import AnyArray, RawVoxels, Stored, from_array, iterate_rows, lazy, once_a_version
 from ssl_seg.data.reading import Reading
-
-_LISTED = 64
-"""Archives whose members are remembered."""
 
 _LOCAL_HEADER = struct.Struct("<4s2xH18xHH")
 """Before each member of an archive: magic, flags, and the lengths of name and extra field, which follow."""
@@ -51,9 +47,10 @@ def write_npy(path: Path, array: AnyArray) -> None:
             file.write(np.ascontiguousarray(rows).data)
 
 
-def list_npz(path: Path) -> tuple[str, ...]:
+@once_a_version
+def list_npz(path: Path) -> Mapping[str, None]:
     """Return the names of the arrays in an archive."""
-    return tuple(sorted(name.removesuffix(".npy") for name in _read_members(path) if name.endswith(".npy")))
+    return dict.fromkeys(sorted(name.removesuffix(".npy") for name in _read_members(path) if name.endswith(".npy")))
 
 
 def open_npz(path: Path, key: str, reading: Reading) -> Stored:
@@ -73,14 +70,9 @@ def open_npz(path: Path, key: str, reading: Reading) -> Stored:
     return from_array(f"{path}::{key}", voxels, layout, notes=notes)
 
 
+@once_a_version
 def _read_members(path: Path) -> Mapping[str, zipfile.ZipInfo]:
-    state = path.stat()
-    return _list_members(path, state.st_size, state.st_mtime_ns)
-
-
-@lru_cache(maxsize=_LISTED)
-def _list_members(path: Path, *_state: int) -> Mapping[str, zipfile.ZipInfo]:
-    """Return the members of an archive, which each ``ZipFile`` would list anew; ``_state`` says when it was written."""
+    """Return the members of an archive, which each ``ZipFile`` would list anew."""
     with zipfile.ZipFile(path) as archive:
         return {member.filename: member for member in archive.infolist()}
 

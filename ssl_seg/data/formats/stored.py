@@ -16,11 +16,11 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial, wraps
 from math import prod
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -33,6 +33,7 @@ from ssl_seg.data.reading import Reading
 from ssl_seg.errors import DataError, is_out_of_memory
 
 Fetch = Callable[[Box], NDArray[Any]]
+Read = TypeVar("Read")
 
 _IMPORTING = threading.Lock()
 
@@ -394,6 +395,18 @@ def merge_equal_channels(image: NDArray[Any]) -> NDArray[Any]:
     """Return (1, *S) for an image (3, *S) whose channels are equal, any other as it is."""
     gray = len(image) == 3 and (image[0] == image[1]).all() and (image[0] == image[2]).all()
     return image[:1].copy() if gray else image
+
+
+def once_a_version(read: Callable[[Path], Read], kept: int = 64) -> Callable[[Path], Read]:
+    """Return a function that remembers what it has read of some files, until their size or time changes."""
+    known = lru_cache(maxsize=kept)(lambda path, *_: read(path))
+
+    @wraps(read)
+    def ask(path: Path) -> Read:
+        state = path.stat()
+        return known(path, state.st_size, state.st_mtime_ns)
+
+    return ask
 
 
 @contextmanager

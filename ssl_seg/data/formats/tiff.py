@@ -101,30 +101,29 @@ def open_tiff(path: Path, reading: Reading) -> Stored:
         is_plain = not has_alpha and not is_inverted and page.photometric != _Color.PALETTE
         notes += ("its bits are read as tifffile wrote them, though its header says that 1 is black",) * is_bool
         notes += ("zero is white in its file, as ImageJ shows masks: its values are read",) * is_display
+        label_colors: LabelColors = ()
         # Whether the channels of a color image are equal shows only when they are decoded.
         if series.dataoffset is not None and is_plain and layout.shape(series.shape)[0] != 3:
             dtype = series.dtype.newbyteorder(tiff.byteorder)
             raw = RawVoxels(path, series.dataoffset, dtype, series.shape)
             stored = lazy(str(path), raw, layout, series.shape, dtype, geometry, notes=notes)
-            return replace(stored, nodata=_find_nodata(page))
-        if reading.scratch is not None and is_plain and _has_boxes(series):
+        elif reading.scratch is not None and is_plain and _has_boxes(series):
             fetch = partial(_fetch_segments, path)
             stored = lazy(
                 str(path), fetch, layout, series.shape, series.dtype, geometry, chunks=_find_chunks(series), notes=notes
             )
-            return replace(stored, nodata=_find_nodata(page))
-        voxels, label_colors = _decode(series, path), LabelColors()
-        if is_inverted:
-            voxels, note = _invert(voxels, page.bitspersample, is_mask=reading.is_mask)
-            notes = (*notes, note)
-        elif page.photometric == _Color.PALETTE:
-            voxels, layout, note, label_colors = _apply_palette(
-                voxels, layout, page.colormap, reading, is_display=tiff.is_imagej
-            )
-            notes = (*notes, note)
-        stored = from_array(str(path), voxels, layout, geometry, notes=notes, has_alpha=has_alpha)
-        stored = replace(stored, label_colors=label_colors)
-        return replace(stored, nodata=_find_nodata(page)) if is_plain else stored
+        else:
+            voxels = _decode(series, path)
+            if is_inverted:
+                voxels, note = _invert(voxels, page.bitspersample, is_mask=reading.is_mask)
+                notes = (*notes, note)
+            elif page.photometric == _Color.PALETTE:
+                voxels, layout, note, label_colors = _apply_palette(
+                    voxels, layout, page.colormap, reading, is_display=tiff.is_imagej
+                )
+                notes = (*notes, note)
+            stored = from_array(str(path), voxels, layout, geometry, notes=notes, has_alpha=has_alpha)
+        return replace(stored, label_colors=label_colors, nodata=_find_nodata(page) if is_plain else None)
 
 
 def write_tiff(path: Path, array: AnyArray, *, compression: str | None, geometry: Geometry | None = None) -> None:

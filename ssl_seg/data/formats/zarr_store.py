@@ -33,18 +33,18 @@ _MAX_CHUNKS = 2**20
 """Chunks of one read. Each takes zarr about 0.1 ms, also where it is not stored: this many are two minutes."""
 
 
-def list_zarr(path: Path) -> tuple[str, ...]:
+def list_zarr(path: Path) -> Mapping[str, None]:
     """Return the names of the arrays and OME images in a group; none for a lone one, which needs no name."""
     node = _open_node(path, "")
     if hasattr(node, "shape") or _multiscales(node.attrs):
-        return ()
+        return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what else lies in the folder does not matter
         members = dict(node.members(max_depth=_MAX_DEPTH))
     images = [name for name, member in members.items() if not hasattr(member, "shape") and _multiscales(member.attrs)]
     inside = tuple(f"{name}/" for name in images)  # levels and labels of an image are none of their own
     arrays = [name for name, member in members.items() if hasattr(member, "shape") and member.ndim >= 2]
-    return tuple(sorted(name for name in (*images, *arrays) if not name.startswith(inside)))
+    return dict.fromkeys(sorted(name for name in (*images, *arrays) if not name.startswith(inside)))
 
 
 def open_zarr(path: Path, key: str, reading: Reading) -> Stored:
