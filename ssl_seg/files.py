@@ -139,14 +139,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path`` that takes its place when the block ends well.
+    """Yield a temporary folder beside ``path`` that takes its place when the block ends well; makes what lies above.
 
     What is at ``path`` is moved aside first; on an error it stays, and the temporary folder is removed.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     before = temporary.with_suffix(".old")
     try:
-        temporary.mkdir()
+        temporary.mkdir(parents=True)
         yield temporary
         if path.exists():
             path.rename(before)

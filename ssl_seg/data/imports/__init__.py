@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from ssl_seg.data.layouts.names import place_of
 from ssl_seg.data.layouts.table import read_columns
 from ssl_seg.data.volumes import is_image, open_image, split_suffix, write_labels, write_mask
 from ssl_seg.errors import DataError, name_examples, quote
-from ssl_seg.files import find_obstacle, name_unwritable, next_free
+from ssl_seg.files import atomic_folder, find_obstacle, name_unwritable, next_free
 
 RUNS = "run-length"
 READERS = {
@@ -108,7 +107,7 @@ def import_labels(
     if found.source == source and source.is_dir() and found.kind in ("COCO", RUNS):
         names = name_examples([path.relative_to(source) for path in found.files])
         raise DataError(f"{source} holds {len(found.files)} files of {found.kind} labels ({names}). Name one of them.")
-    with _make_folder(out) as folder:
+    with name_unwritable(out), atomic_folder(out) as folder:
         if by_rows and found.kind != RUNS:
             raise DataError(f"{found.source}: --by-rows is for a table of run lengths; this holds {found.kind} labels.")
         if found.kind == dicom.KIND:
@@ -130,19 +129,6 @@ def _folder_of_images(source: Path) -> Path:
         return source
     folder = source.absolute().parent
     return folder if any(map(is_image, walk_files(folder))) else folder.parent
-
-
-@contextmanager
-def _make_folder(out: Path) -> Iterator[Path]:
-    """Give a folder that becomes ``out`` when all is well, and leaves nothing behind otherwise."""
-    folder = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        with name_unwritable(out):
-            folder.mkdir(parents=True)
-            yield folder
-            folder.replace(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(labels: Labels, index: Images, out: Path, *, instances: bool) -> list[str]:
