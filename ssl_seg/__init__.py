@@ -460,6 +460,8 @@ def _to_text(name: str, path: object) -> str:
     from ssl_seg.errors import ConfigError
 
     if isinstance(path, str | os.PathLike):
+        if path == "":
+            raise ConfigError(f"{name} is empty, and must be a path")
         return os.fspath(path)
     arrays = ": np.save('FOLDER/NAME.npy', array) writes one as a file" if hasattr(path, "shape") else ""
     arrays += ", load_predictor(RUN)(array) predicts it in memory" if arrays and name == "images" else ""

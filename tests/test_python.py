@@ -170,6 +170,7 @@ def test_wrong_values_are_named_before_anything_is_done(run: TrainedRun, particl
         (lambda: ssl_seg.evaluate([]), "the list is empty"),
         (lambda: ssl_seg.train(array), r"data is a ndarray, and must be a path: np\.save"),
         (lambda: ssl_seg.predict(run, array, tmp_path / "out"), "images is a ndarray"),
+        (lambda: ssl_seg.train(""), "data is empty, and must be a path"),
         (lambda: predict(workers=1.5), r"workers = 1\.5: input should be a valid integer"),
         (lambda: predict(spacing="1,1"), "spacing = '1,1': a list is needed"),
         (lambda: predict(threshold="high"), "threshold = 'high'"),

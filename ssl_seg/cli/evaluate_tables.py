@@ -237,6 +237,7 @@ def write_cases(path: Path, result: Mapping[str, Any]) -> None:
     ]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, format_csv(columns, rows))
     except OSError as error:
         raise DataError(f"cannot write {path}: {error}") from error

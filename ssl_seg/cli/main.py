@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from ssl_seg.cli.console import INTERRUPTED
 from ssl_seg.engine.machine import is_main_process, keep_freed_memory, limit_threads
-from ssl_seg.errors import SslSegError, is_out_of_memory, printable_lines
+from ssl_seg.errors import ConfigError, SslSegError, is_out_of_memory, printable_lines
 
 
 def main() -> None:
@@ -28,6 +30,7 @@ def main() -> None:
         from ssl_seg.cli.app import app
         from ssl_seg.cli.options import join_values
 
+        _check_words(sys.argv)
         app(join_values(sys.argv[1:]), prog_name="ssl-seg")
     except SslSegError as error:
         if not is_main_process():
@@ -41,6 +44,21 @@ def main() -> None:
         if isinstance(error, OSError) and error.filename is not None:  # of the user's files: no permission, a full disk
             _fail(f"{error.filename}: {error.strerror}", SslSegError.exit_code)
         raise
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Check that no word is empty: a path would be the current folder, or what holds by default.
+
+    Raises:
+        ConfigError: where one is.
+    """
+    for before, word in pairwise(words):
+        option = word.removesuffix("=")
+        if not word or (option != word and option.startswith("--") and "=" not in option):
+            raise ConfigError(
+                f"the word behind {option or before} is empty, as of a variable that is not set: give a value, or "
+                "leave the option out"
+            )
 
 
 def _fail(message: str, code: int) -> None:

@@ -114,6 +114,7 @@ def _write_table(found: Sequence[Suggestion], path: Path) -> None:
 
     from ssl_seg.files import atomic_write
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["rank", "image", "file", "chosen_by", "score", "predicted_foreground"])

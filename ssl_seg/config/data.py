@@ -59,7 +59,7 @@ LabelAmount = Annotated[float, BeforeValidator(_refuse_bare_one), AfterValidator
 class DataConfig(Section):
     """Where the images are and how they are cut."""
 
-    root: str = "synthetic:particles"
+    root: Annotated[str, Field(min_length=1)] = "synthetic:particles"
     """Folder or manifest in one of the layouts of `ssl-seg data layouts`; or synthetic:particles, synthetic:sheets."""
     layout: str = "auto"
     """Layout of the folder; auto recognizes it."""

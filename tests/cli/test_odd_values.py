@@ -115,6 +115,21 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return call
 
 
+@pytest.mark.parametrize(
+    ("words", "behind"),
+    [
+        (("train", "--data", "", "--steps", "3"), "--data"),
+        (("train", "--data="), "--data"),
+        (("data", "audit", ""), "audit"),
+        (("train", "--data", "folder", "--set=data.groups=none"), ""),
+    ],
+)
+def test_an_empty_word_is_no_path(run: Any, words: tuple[str, ...], behind: str) -> None:
+    code, err = run(*words)
+    assert code == (2 if behind else None), err
+    assert (f"the word behind {behind} is empty" in err) == bool(behind)
+
+
 def test_the_table_names_options_that_are_there() -> None:
     assert set(NUMBERS) <= set(OPTIONS)
     assert len(OPTIONS) > 80

@@ -163,8 +163,8 @@ class TestNumbers:
             "counts": [[1, 1, 1, 1]],
         }
         result = {"checkpoint": "x", "which": "student", "cases": [case], "classes": [{"label": 7}, {"label": 9}]}
-        write_cases(tmp_path / "c.csv", result)
-        (row,) = csv.DictReader((tmp_path / "c.csv").open())
+        write_cases(tmp_path / "new" / "c.csv", result)
+        (row,) = csv.DictReader((tmp_path / "new" / "c.csv").open())
         assert row == {
             "checkpoint": "x", "net": "student", "id": "=a,b", "dice": "0.5",
             "dice_7": "0.25", "dice_9": "", "average_precision_7": "0.75", "average_precision_9": "",

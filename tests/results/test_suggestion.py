@@ -213,7 +213,7 @@ class TestCommand:
     def test_the_copied_folder_is_read_as_data(
         self, cli: Cli, tiny_run: Path, particles_dir: Path, tmp_path: Path
     ) -> None:
-        table, picture, copied = tmp_path / "s.csv", tmp_path / "s.png", tmp_path / "to_label"
+        table, picture, copied = tmp_path / "new" / "s.csv", tmp_path / "s.png", tmp_path / "to_label"
         arguments = ("--count", 3, "--csv", table, "--figure", picture, "--copy", copied)
         code, out, err = cli("suggest", tiny_run, *arguments)
         assert code == 0, err
