@@ -29,7 +29,7 @@ from ssl_seg.cli import (
     suggest,
     train,
 )
-from ssl_seg.cli.unused_options import check_used
+from ssl_seg.cli.option_rules import check_options
 
 app = typer.Typer(
     name="ssl-seg",
@@ -45,19 +45,19 @@ split_app = typer.Typer(help="Make and check splits: labeled fractions, validati
 config_app = typer.Typer(help="Show, check and compare configurations.", no_args_is_help=True)
 
 app.command("demo")(demo.demo)
-app.command("pretrain")(check_used("pretrain", pretrain.pretrain))
-app.command("train")(check_used("train", train.train))
-app.command("ladder")(check_used("ladder", ladder.ladder))
-app.command("ablate")(check_used("ablate", ablate.ablate))
+app.command("pretrain")(check_options("pretrain", pretrain.pretrain))
+app.command("train")(check_options("train", train.train))
+app.command("ladder")(check_options("ladder", ladder.ladder))
+app.command("ablate")(check_options("ablate", ablate.ablate))
 app.command("calibrate")(calibrate.calibrate)
 app.command("investigate")(investigate.investigate)
-app.command("evaluate")(check_used("evaluate", evaluate.evaluate))
+app.command("evaluate")(check_options("evaluate", evaluate.evaluate))
 app.command("predict")(predict.predict)
 app.command("suggest")(suggest.suggest)
 app.command("export")(export.export)
 app.command("report")(report.report)
 app.command("export-log")(report.export_log)
-app.command("diagnose")(check_used("diagnose", diagnose.diagnose))
+app.command("diagnose")(check_options("diagnose", diagnose.diagnose))
 app.add_typer(data_app, name="data")
 app.add_typer(split_app, name="split")
 app.add_typer(config_app, name="config")
@@ -71,8 +71,8 @@ data_app.command("batches")(data_batches.data_batches)
 data_app.command("layouts")(data.list_layouts)
 data_app.command("import")(data.import_labels)
 data_app.command("synthetic")(data.make_synthetic)
-split_app.command("make")(split.split_make)
-split_app.command("check")(check_used("split check", split.split_check))
+split_app.command("make")(check_options("split make", split.split_make))
+split_app.command("check")(check_options("split check", split.split_check))
 config_app.command("show")(config.config_show)
 config_app.command("check")(config.config_check)
 config_app.command("diff")(config.config_diff)

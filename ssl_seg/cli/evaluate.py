@@ -57,12 +57,6 @@ def evaluate(
     from ssl_seg.errors import ConfigError
     from ssl_seg.files import to_finite
 
-    if test and all_:
-        raise ConfigError(
-            "--test and --all exclude each other: --all scores every labeled case, whatever list it is in"
-        )
-    if markdown and as_json:
-        raise ConfigError("--markdown and --json exclude each other: each sets the output format")
     check_new_file(figure)
     check_new_file(csv, "--csv", (".csv",))
     found = [take_checkpoint(path) for path in checkpoints]

@@ -56,12 +56,9 @@ def split_make(
     from ssl_seg.data.splits.checks import check_split
     from ssl_seg.data.splits.files import save_folds, save_split
     from ssl_seg.data.splits.split import make_folds, make_split
-    from ssl_seg.errors import ConfigError
     from ssl_seg.run.seal import register_seal
 
     wanted = o.parse_labels(labels or ()) or (0.01, 0.10)
-    if folds is not None and val is not None:
-        raise ConfigError(f"--val {val:g} and --folds {folds} exclude each other: each fold is the validation set once")
     catalog = _open_catalog(data, layout, groups, unlabeled, set_)
     path = out or Path("data_splits") / f"{Path(catalog.root).name.replace(':', '-')}_seed{seed}.yaml"
     if folds is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -97,9 +97,9 @@ def train(
     )
     check_sinks(request.log)
     check_length(layers, epochs, minutes)
-    check_folds(folds, fold, request.settings, split=split, bootstrap=bootstrap, resume=resume)
+    check_folds(folds, fold, request.settings)
     if rounds:
-        run_rounds(rounds, config, given, set_)
+        run_rounds(given)
     elif fold == "all" or (resume is not None and FOLDS.is_in(resume)):
         run_folds(request, bootstrap, given)
     else:
@@ -187,37 +187,18 @@ def print_scores(title: str, runs: Mapping[str, Mapping[str, Any]]) -> None:
         show(line)
 
 
-_OTHERS = {
-    "resume": "continues a training, and `ssl-seg ladder --resume DIR` continues rounds",
-    "fold": "trains a fold of a cross-validation",
-    "folds": "divides the cases for a cross-validation",
-    "bootstrap": "starts from an existing network, and rounds start from scratch",
-}
-"""Options that say something else -> what."""
-
-
-def run_rounds(rounds: int, config: str | None, given: Mapping[str, Any], set_: Sequence[str] | None) -> None:
+def run_rounds(given: Mapping[str, Any]) -> None:
     """Train with labels, then the rounds, and print the table; the exit code says how it ended.
 
     Args:
-        rounds: number of rounds, at least 1.
-        config: see ``make_layers``.
-        given: parameters of ``ssl-seg train``.
-        set_: values of ``--set``.
-
-    Raises:
-        ConfigError: for an option that says something else.
+        given: parameters of ``ssl-seg train``, with one round at least.
     """
     from ssl_seg.cli.ladder import climb
     from ssl_seg.cli.settings import make_layers
     from ssl_seg.config import SplitConfig
-    from ssl_seg.errors import ConfigError
     from ssl_seg.run.request import TrainRequest
 
-    for name, what in _OTHERS.items():
-        if given[name] is not None:
-            raise ConfigError(f"--rounds {rounds}: --{name} {what}. Give one of them")
-    layers = make_layers(config, {**given, "labels": None}, set_)
+    layers = make_layers(given["config"], {**given, "labels": None}, given["set_"])
     default = SplitConfig.model_fields["labels"].default
     labels = given["labels"] or TrainRequest(layers).settings.get("split.labels", default)
     climb((labels,), layers, given)

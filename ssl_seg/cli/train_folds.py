@@ -18,16 +18,8 @@ if TYPE_CHECKING:
     from ssl_seg.run.request import TrainRequest
 
 
-def check_folds(
-    folds: int | None,
-    fold: str | None,
-    settings: Settings,
-    *,
-    split: Path | None,
-    bootstrap: Path | None,
-    resume: Path | None,
-) -> None:
-    """Check that the options of a cross-validation go together, and with the others.
+def check_folds(folds: int | None, fold: str | None, settings: Settings) -> None:
+    """Check the number of folds, and that a fold is one of them.
 
     Raises:
         ConfigError: names the first option that is wrong.
@@ -36,18 +28,6 @@ def check_folds(
 
     if folds is None and fold is None:
         return
-    given = "--folds" if folds is not None else "--fold"
-    if resume is not None:
-        raise ConfigError(f"{given}: --resume continues with the folds that the run started with; leave out {given}")
-    if bootstrap is not None:
-        raise ConfigError(
-            f"{given}: a network to start from (--bootstrap) has seen the validation cases of some folds, so a "
-            "cross-validation starts from scratch; leave out --bootstrap"
-        )
-    if split is not None:
-        raise ConfigError(
-            f"{given}: --split {split} is a single split, and folds are new splits of the data: give only one of them"
-        )
     count = folds if folds is not None else settings.get("split.folds")
     if count is None:
         raise ConfigError(f"--fold {fold}: the number of folds is missing; write --folds 5 --fold {fold}")

@@ -1,8 +1,9 @@
-"""Options that act only with others: all commands are gone through."""
+"""Options that exclude each other, or act only with others: all commands are gone through."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from conftest import Cli
 from test_cli import assert_refused
 
 from ssl_seg.cli.app import app
-from ssl_seg.cli.unused_options import IDLE, find_unused, name_option
+from ssl_seg.cli.option_rules import EXCLUSIVE, IDLE, find_conflict, name_option
 
 ALONE = {
     "demo": "out steps",
@@ -69,7 +70,10 @@ def test_every_option_acts_alone_or_is_in_the_table(name: str) -> None:
     assert not alone & set(IDLE.get(name, {}))
 
 
-def test_the_table_names_options_that_exist() -> None:
+def test_the_tables_name_options_that_exist() -> None:
+    for name, pairs in EXCLUSIVE.items():
+        for these, others, _ in pairs:
+            assert {*these, *others} <= COMMANDS[name]
     for name, rows in IDLE.items():
         for option, (needs, useless_with, _) in rows.items():
             assert {option, *needs, *useless_with} <= COMMANDS[name]
@@ -79,12 +83,38 @@ def test_the_table_names_options_that_exist() -> None:
 def test_an_idle_option_is_named_and_with_what_it_needs_it_is_not(name: str, option: str) -> None:
     needs, useless_with, _ = IDLE[name][option]
     if needs:
-        assert f"{option} " in (find_unused(name, {option}) or "")
-        assert needs[0] in (find_unused(name, {option}) or "")
+        assert f"{option} " in (find_conflict(name, {option}) or "")
+        assert needs[0] in (find_conflict(name, {option}) or "")
     together = {option, *needs[:1]}
-    assert option not in (find_unused(name, together) or "").split()[:1]
+    assert option not in (find_conflict(name, together) or "").split()[:1]
     for other in useless_with:
-        assert other in (find_unused(name, {*together, other}) or "")
+        assert other in (find_conflict(name, {*together, other}) or "")
+
+
+@pytest.mark.parametrize("name", EXCLUSIVE)
+def test_each_pair_is_refused_and_each_option_by_itself_is_not(name: str) -> None:
+    for these, others, why in EXCLUSIVE[name]:
+        for one, other in product(these, others):
+            assert find_conflict(name, {one, other}) == (
+                f"{one} and {other} exclude each other: {why}. Leave one of them out"
+            )
+            assert find_conflict(name, {one}) is None
+            assert find_conflict(name, {other}) is None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--rounds", "1", "--folds", "3"),
+        ("train", "--fold", "0", "--bootstrap", "x"),
+        ("split", "make", "--data", "x", "--val", "0.2", "--folds", "3"),
+        ("evaluate", "x", "--test", "--all"),
+        ("evaluate", "x", "--json", "--markdown"),
+    ],
+)
+def test_the_command_line_refuses_pairs(cli: Cli, arguments: tuple[str, ...]) -> None:
+    options = [word for word in arguments if word.startswith("--") and word != "--data"]
+    assert_refused(cli(*arguments), *options, "exclude each other")
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_folds_are_written_all_or_none(cli: Cli, particles_dir: Path, tmp_path: 
     paths[0].unlink()
     assert_refused(cli(*make), "s_fold1.yaml exists")
     assert not paths[0].exists()
-    assert_refused(cli(*make, "--val", 0.2), "--val 0.2", "--folds 3")
+    assert_refused(cli(*make, "--val", 0.2), "--folds and --val exclude each other")
 
 
 def test_the_table_and_the_figure(cli: Cli, particles_dir: Path, tmp_path: Path) -> None:

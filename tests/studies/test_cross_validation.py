@@ -251,10 +251,10 @@ class TestCommand:
             (["--folds", "3", "--fold", "3"], "the 3 folds are 0 to 2, or all"),
             (["--folds", "3", "--fold", "-1"], "the 3 folds are 0 to 2, or all"),
             (["--folds", "3", "--fold", "last"], "the 3 folds are 0 to 2, or all"),
-            (["--folds", "3", "--split", "s.yaml"], "--split s.yaml is a single split"),
+            (["--folds", "3", "--split", "s.yaml"], "--folds and --split exclude each other"),
             (["--folds", "3", "--fold", "all", "--bootstrap", "a.pt"], "starts from scratch"),
-            (["--folds", "3", "--resume", "runs/a"], "leave out --folds"),
-            (["--fold", "all", "--resume", "runs/a"], "leave out --fold"),
+            (["--folds", "3", "--resume", "runs/a"], "--folds and --resume exclude each other"),
+            (["--fold", "all", "--resume", "runs/a"], "--fold and --resume exclude each other"),
         ],
     )
     def test_options_that_do_not_go_together(self, cli: Cli, options: list[str], message: str) -> None:

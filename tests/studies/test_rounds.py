@@ -342,9 +342,9 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            (("--resume", "x"), ("--rounds 1: --resume continues", "ssl-seg ladder --resume")),
-            (("--bootstrap", "x"), ("--rounds 1: --bootstrap",)),
-            (("--folds", 3, "--fold", "all"), ("--rounds 1: --fold",)),
+            (("--resume", "x"), ("--rounds and --resume exclude each other", "ssl-seg ladder --resume")),
+            (("--bootstrap", "x"), ("--rounds and --bootstrap exclude each other",)),
+            (("--folds", 3, "--fold", "all"), ("--rounds and --fold exclude each other",)),
             (("--labels", "1"), ("all cases or one case",)),
             (("--steps", 3, "--epochs", 2), ("--steps 3 and --epochs 2",)),
         ],

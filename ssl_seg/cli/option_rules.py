@@ -1,4 +1,4 @@
-"""Options that act only with others: one table, looked at before a command begins.
+"""Options that exclude each other, or act only with others: two tables, looked at before a command begins.
 
 An option that would do nothing is refused, like a wrong one: the command line was meant to say something else. (A
 setting that does nothing is a warning, because a file of settings may serve several runs.)
@@ -9,7 +9,30 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from functools import wraps
 from inspect import signature
+from itertools import product
 from typing import Any
+
+EXCLUSIVE: dict[str, tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...]] = {
+    # command -> (any of these, not with any of these, why)
+    "train": (
+        (("--rounds",), ("--fold", "--folds"), "rounds follow one training, and folds are several"),
+        (("--rounds",), ("--bootstrap",), "rounds start from scratch"),
+        (("--rounds",), ("--resume",), "`ssl-seg ladder --resume DIR` continues rounds"),
+        (("--folds", "--fold"), ("--resume",), "a run continues with the folds that it started with"),
+        (("--folds", "--fold"), ("--split",), "a file is a single split, and folds are new splits of the data"),
+        (
+            ("--folds", "--fold"),
+            ("--bootstrap",),
+            "the network to start from has seen the validation cases of some folds, so a cross-validation starts from "
+            "scratch",
+        ),
+    ),
+    "split make": ((("--folds",), ("--val",), "each fold is the validation set once"),),
+    "evaluate": (
+        (("--test",), ("--all",), "--all scores every labeled case, whatever list it is in"),
+        (("--markdown",), ("--json",), "each sets the output format"),
+    ),
+}
 
 Unused = dict[str, tuple[tuple[str, ...], tuple[str, ...], str]]
 
@@ -62,11 +85,11 @@ IDLE: dict[str, Unused] = {
 }
 
 
-def check_used(name: str, command: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a command that first refuses options that would do nothing beside the others that are given.
+def check_options(name: str, command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command that first refuses options that do not go together, or would do nothing as they are given.
 
     Args:
-        name: what the command line calls it; a key of ``IDLE``.
+        name: what the command line calls it; a key of ``EXCLUSIVE`` or ``IDLE``.
         command: its function.
     """
     defaults = {key: parameter.default for key, parameter in signature(command).parameters.items()}
@@ -74,7 +97,7 @@ def check_used(name: str, command: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(command)
     def checked(**values: Any) -> Any:
         given = {name_option(key) for key, value in values.items() if value != defaults[key]}
-        if reason := find_unused(name, given):
+        if reason := find_conflict(name, given):
             from ssl_seg.errors import ConfigError
 
             raise ConfigError(reason)
@@ -88,8 +111,12 @@ def name_option(parameter: str) -> str:
     return f"--{parameter.removeprefix('as_').rstrip('_').replace('_', '-')}"
 
 
-def find_unused(name: str, given: Collection[str]) -> str | None:
-    """Return why an option of a command does nothing beside the others that are given; None where all act."""
+def find_conflict(name: str, given: Collection[str]) -> str | None:
+    """Return why two of the given options exclude each other, or one does nothing; None where all go together."""
+    for these, excluded, why in EXCLUSIVE.get(name, ()):
+        for one, other in product(these, excluded):
+            if one in given and other in given:
+                return f"{one} and {other} exclude each other: {why}. Leave one of them out"
     for option, (needs, useless_with, what) in IDLE.get(name, {}).items():
         if option not in given:
             continue
