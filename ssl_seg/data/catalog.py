@@ -16,7 +16,6 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_seg.data import synthetic
 from ssl_seg.data.audit.checks import (
     check_conflicting_masks,
     check_constant_images,
@@ -52,8 +51,7 @@ from ssl_seg.data.facts_cache import FactsCache, open_facts_cache
 from ssl_seg.data.findings import Finding, describe_finding, join_findings, select_faults
 from ssl_seg.data.formats.stored import take_region
 from ssl_seg.data.grids import GridMismatchError
-from ssl_seg.data.layouts import add_unlabeled, find_listing
-from ssl_seg.data.layouts.groups import NO_GROUPS
+from ssl_seg.data.layouts import find_listing
 from ssl_seg.data.layouts.listing import Case, Listing
 from ssl_seg.data.nodata import find_nodata
 from ssl_seg.data.reading import AS_STORED, Reading, make_reading
@@ -213,25 +211,6 @@ def pass_through(items: Iterable[Any], total: int) -> Iterable[Any]:  # noqa: AR
     return items
 
 
-def find_cases(
-    root: str, *, groups: Path | None = None, layout: str = "auto", unlabeled: Path | None = None
-) -> Listing:
-    """Return the cases of a data set, sorted by id, and what was noticed on the way; no image is decoded.
-
-    Args:
-        root: a folder or manifest in one of the ``LAYOUTS``; or ``synthetic:<kind>``.
-        groups, layout, unlabeled: see ``CatalogSettings``.
-
-    Raises:
-        DataError: if no cases can be found, names clash, or no mask or group name belongs to any image.
-    """
-    if synthetic.is_synthetic(root):
-        locations = synthetic.locations(root.partition(":")[2])
-        cases = tuple(Case(loc.rpartition("/")[2], loc, loc, None) for loc in locations)
-        return add_unlabeled(Listing("synthetic", cases, notes=(), findings=()), unlabeled, NO_GROUPS)
-    return find_listing(Path(root), layout, groups, unlabeled)
-
-
 def scan_cases(
     cases: Sequence[Case],
     *,
@@ -319,7 +298,7 @@ def read_cases(root: str, settings: CatalogSettings, track: Track = pass_through
 
     Label values and a value to ignore that nobody has given are those of the layout.
     """
-    listing = find_cases(root, groups=settings.groups, layout=settings.layout, unlabeled=settings.unlabeled)
+    listing = find_listing(Path(root), settings.layout, settings.groups, settings.unlabeled)
     given, reading = settings.meaning, settings.reading
     if given.ignore_value is None:
         given = replace(given, ignore_value=listing.ignore_value)

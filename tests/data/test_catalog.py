@@ -14,7 +14,7 @@ import pytest
 import tifffile
 
 from ssl_seg.data import catalog as catalog_module
-from ssl_seg.data.catalog import Catalog, CatalogSettings, find_cases, open_catalog
+from ssl_seg.data.catalog import Catalog, CatalogSettings, open_catalog
 from ssl_seg.data.layouts import Case, find_listing
 from ssl_seg.errors import DataError
 from ssl_seg.labels import Meaning
@@ -367,9 +367,9 @@ def test_smoothed_masks_are_suspected(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "ndim", "count"), [("particles", 2, 200), ("sheets", 3, 40)])
 def test_the_synthetic_catalog(kind: str, ndim: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    listing = find_cases(f"synthetic:{kind}")
+    listing = find_listing(Path(f"synthetic:{kind}"))
     assert (len(listing.cases), listing.notes) == (count, ())
-    monkeypatch.setattr(catalog_module, "find_cases", lambda *_, **__: replace(listing, cases=listing.cases[:4]))
+    monkeypatch.setattr(catalog_module, "find_listing", lambda *_, **__: replace(listing, cases=listing.cases[:4]))
     found = open_catalog(f"synthetic:{kind}")
     assert (found.ndim, found.channels, found.label_values) == (ndim, 1, (0, 1))
     assert [c.id for c in found.labeled] == ["0000", "0001", "0002", "0003"]

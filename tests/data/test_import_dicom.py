@@ -12,8 +12,9 @@ import tifffile
 from typer.testing import CliRunner
 
 from ssl_seg.cli import app
-from ssl_seg.data.catalog import find_cases, open_catalog
+from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.imports import import_labels
+from ssl_seg.data.layouts import find_listing
 from ssl_seg.errors import DataError
 
 pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
@@ -175,7 +176,7 @@ def test_series_in_one_folder_become_volumes_of_their_own(tmp_path: Path) -> Non
     write_volume(tmp_path / "in" / "p2", count=3, SeriesInstanceUID="1.2.3.6", SeriesNumber=7)
     import_labels(tmp_path / "in", tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out" / "images").iterdir())
-    assert [case.id for case in find_cases(str(tmp_path / "out")).cases] == ["p1", "p2_3", "p2_7"]
+    assert [case.id for case in find_listing(tmp_path / "out").cases] == ["p1", "p2_3", "p2_7"]
     assert names == ["p1.nii.gz", "p2_3.nii.gz", "p2_7.nii.gz"]
 
 
@@ -183,7 +184,7 @@ def test_series_of_patients_with_folders_of_images_keep_the_names_of_the_patient
     for n in range(2):
         write_volume(tmp_path / "in" / f"p{n}" / "images" / "ct", SeriesInstanceUID=f"1.2.{n}")
     import_labels(tmp_path / "in", tmp_path / "out")
-    assert [case.id for case in find_cases(str(tmp_path / "out")).cases] == ["p0/ct", "p1/ct"]
+    assert [case.id for case in find_listing(tmp_path / "out").cases] == ["p0/ct", "p1/ct"]
 
 
 def test_one_slice_and_images_without_a_place(tmp_path: Path) -> None:

@@ -23,10 +23,11 @@ from typer.testing import CliRunner
 
 from ssl_seg.cli import app
 from ssl_seg.data.audit.doctor import audit
-from ssl_seg.data.catalog import find_cases, open_catalog
+from ssl_seg.data.catalog import open_catalog
 from ssl_seg.data.imports import _write, find_labels, import_labels
 from ssl_seg.data.imports.outlines import Images, Labels, Shape
 from ssl_seg.data.imports.shapes import fill_polygons, fill_runs, unpack_counts
+from ssl_seg.data.layouts import find_listing
 from ssl_seg.data.volumes import read_mask
 from ssl_seg.errors import DataError
 
@@ -261,7 +262,7 @@ def test_images_of_one_name_in_two_folders_are_told_apart_or_named(tmp_path: Pat
     with pytest.raises(DataError, match=r"image 'a0.png': there are 2 of that name .* --images"):
         import_labels(source, tmp_path / "again")
     import_labels(source, tmp_path / "again", images=tmp_path / "data" / "train")
-    assert len(find_cases(str(tmp_path / "again")).cases) == 2
+    assert len(find_listing(tmp_path / "again").cases) == 2
 
 
 def test_nothing_is_overwritten_and_several_files_are_named(tmp_path: Path) -> None:
@@ -320,7 +321,7 @@ def test_labelme(tmp_path: Path) -> None:
     assert "mask values: 1 cell, 2 wall" in notes
     assert "1 point(s) and line(s)" in notes
     assert "1 without labels: unlabeled" in notes
-    cases = find_cases(str(tmp_path / "out")).cases
+    cases = find_listing(tmp_path / "out").cases
     assert [(case.id, case.mask is None) for case in cases] == [("a", False), ("b", False), ("c", True)]
 
 
@@ -346,7 +347,7 @@ def test_labelme_files_of_one_name_belong_to_the_image_beside_them(tmp_path: Pat
         shapes = [{"label": "a", "shape_type": "rectangle", "points": [[2, y], [9, y + 5]]}]
         write_json(tmp_path / "data" / folder / "json" / "1.json", {"shapes": shapes, "imagePath": "..\\images\\1.png"})
     import_labels(tmp_path / "data", tmp_path / "out")
-    assert [(case.id, bool(case.mask)) for case in find_cases(str(tmp_path / "out")).cases] == [
+    assert [(case.id, bool(case.mask)) for case in find_listing(tmp_path / "out").cases] == [
         ("p/1", True),
         ("q/1", True),
     ]
@@ -406,7 +407,7 @@ def test_yolo(tmp_path: Path, names: str) -> None:
     np.testing.assert_array_equal(read_mask(str(tmp_path / "out/masks/k1.png")), true)
     assert not read_mask(str(tmp_path / "out/masks/none.png")).any()
     assert ("1 cell, 2 wall" if names else "1 class 0, 2 class 1") in notes
-    assert sorted(c.id for c in find_cases(str(tmp_path / "out")).cases if c.mask is None) == ["more"]
+    assert sorted(c.id for c in find_listing(tmp_path / "out").cases if c.mask is None) == ["more"]
 
 
 @pytest.mark.parametrize("file", ["classes.txt", "obj.names", "labels/classes.txt", "data.yaml"])
@@ -427,7 +428,7 @@ def test_yolo_of_two_parts_keeps_them_apart(tmp_path: Path) -> None:
         (tmp_path / "d" / "labels" / part).mkdir(parents=True)
         (tmp_path / "d" / "labels" / part / "k1.txt").write_text(text)
     import_labels(tmp_path / "d", tmp_path / "out")
-    cases = find_cases(str(tmp_path / "out")).cases
+    cases = find_listing(tmp_path / "out").cases
     assert [(case.id, bool(case.mask)) for case in cases] == [("train/k1", True), ("val/k1", True)]
     assert read_mask(str(tmp_path / "out/masks/train/k1.png")).any()
     assert not read_mask(str(tmp_path / "out/masks/val/k1.png")).any()
@@ -473,7 +474,7 @@ def test_run_lengths_of_one_class(tmp_path: Path, columns: list[str], suffix: st
     np.testing.assert_array_equal(read_mask(str(tmp_path / "out/masks/a0.png")), true)
     assert not read_mask(str(tmp_path / "out/masks/a1.png")).any()
     assert "down the columns" in notes
-    assert sorted(c.id for c in find_cases(str(tmp_path / "out")).cases if c.mask is None) == ["a2"]
+    assert sorted(c.id for c in find_listing(tmp_path / "out").cases if c.mask is None) == ["a2"]
     import_labels(source, tmp_path / "rows", by_rows=True)
     true = np.zeros(SIZE, int)
     true[0, :3], true[0, 24:26], true[23, 35] = 1, 1, 1
@@ -560,7 +561,7 @@ def test_masks_beside_labels_need_no_import(tmp_path: Path) -> None:
     write_labelme(tmp_path / "images", "a", [])
     (tmp_path / "masks").mkdir()
     cv2.imwrite(str(tmp_path / "masks" / "a.png"), np.ones(SIZE, np.uint8))
-    assert not [f for f in find_cases(str(tmp_path)).findings if f.code == "labels_to_import"]
+    assert not [f for f in find_listing(tmp_path).findings if f.code == "labels_to_import"]
     assert find_labels(tmp_path) is not None
 
 
@@ -615,10 +616,10 @@ def test_a_damaged_list_of_classes_is_named(tmp_path: Path, text: str) -> None:
     write_image(tmp_path / "images" / "a.png")
     (tmp_path / "classes.json").write_text(text)
     if text == '{"0": []}':
-        assert find_cases(str(tmp_path)).label_values == (0,)
+        assert find_listing(tmp_path).label_values == (0,)
         return
     with pytest.raises(DataError, match=r"classes\.json: must name mask values"):
-        find_cases(str(tmp_path))
+        find_listing(tmp_path)
 
 
 def _change(value: Any, rng: np.random.Generator) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from layout_files import pairs, said, touch, write_nnunet
 
-from ssl_seg.data.catalog import CatalogSettings, find_cases, open_catalog
+from ssl_seg.data.catalog import CatalogSettings, open_catalog
 from ssl_seg.data.layouts import find_listing
 from ssl_seg.data.layouts.groups import NO_GROUPS, infer_groups
 from ssl_seg.data.splits.split import make_split
@@ -173,6 +173,6 @@ def test_a_copy_of_a_sealed_image_is_left_out(tmp_path: Path) -> None:
 
 def test_synthetic_images_take_further_ones_too(tmp_path: Path) -> None:
     touch(tmp_path, "a.png")
-    plain, more = (find_cases("synthetic:particles", unlabeled=folder) for folder in (None, tmp_path))
+    plain, more = (find_listing(Path("synthetic:particles"), unlabeled=folder) for folder in (None, tmp_path))
     assert more.cases[-1] == replace(plain.cases[0], id="unlabeled+/a", image=str(tmp_path / "a.png"), mask=None)
     assert len(more.cases) == len(plain.cases) + 1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from ssl_seg.data.catalog import find_cases
+from ssl_seg.data.layouts import find_listing
 from ssl_seg.data.synthetic import (
     DEFAULT_COUNT,
     KINDS,
@@ -95,7 +95,7 @@ def test_an_unknown_kind_names_the_nearest() -> None:
         lambda: locations("particle"),
         lambda: parse_location("synthetic:particle/1"),
         lambda: write_dataset(Path("never"), "particle", 1),
-        lambda: find_cases("synthetic:particle"),
+        lambda: find_listing(Path("synthetic:particle")),
     ):
         with pytest.raises(DataError, match="did you mean 'particles'"):
             call()
@@ -105,7 +105,7 @@ def test_an_unknown_kind_names_the_nearest() -> None:
 @pytest.mark.parametrize(("kind", "suffix"), [("particles", ".png"), ("sheets", ".tif")])
 def test_a_written_data_set_holds_what_was_generated(tmp_path: Path, kind: str, suffix: str) -> None:
     write_dataset(tmp_path / "new" / "set", kind, 4, labeled=2, seed=3)
-    cases = find_cases(str(tmp_path / "new" / "set")).cases
+    cases = find_listing(tmp_path / "new" / "set").cases
     assert [c.id for c in cases] == ["0000", "0001", "0002", "0003"]
     assert sum(c.mask is not None for c in cases) == 2
     for index, case in enumerate(cases):
@@ -168,7 +168,7 @@ def test_a_share_lies_between_0_and_1(empty: float) -> None:
 @pytest.mark.parametrize(("empty", "count"), [(0.0, 0), (0.7, 7), (1.0, 10)])
 def test_so_many_images_hold_nothing_and_the_others_stay_as_they_are(tmp_path: Path, empty: float, count: int) -> None:
     write_dataset(tmp_path / "set", "particles", 10, empty=empty)
-    cases = find_cases(str(tmp_path / "set")).cases
+    cases = find_listing(tmp_path / "set").cases
     found = [read_mask(case.mask) for case in cases if case.mask is not None]
     assert sum(not mask.any() for mask in found) == count
     for index, mask in enumerate(found):

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ssl_seg.data import synthetic
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.formats import FORMATS
 from ssl_seg.data.layouts import folders, hdf5, manifest, nnunet, slices
@@ -25,7 +26,7 @@ from ssl_seg.data.volumes import IMAGE_SUFFIXES, is_image, list_arrays, split_lo
 from ssl_seg.errors import ConfigError, DataError, did_you_mean, name_examples
 from ssl_seg.files import read_text
 
-__all__ = ["AUTO", "EXTRA", "LAYOUTS", "Case", "Layout", "Listing", "add_unlabeled", "find_listing", "list_images"]
+__all__ = ["AUTO", "EXTRA", "LAYOUTS", "Case", "Layout", "Listing", "find_listing", "list_images"]
 
 LABELS = "labels_to_import"
 """Code of the finding that there are labels which are no mask images."""
@@ -84,19 +85,23 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def find_listing(root: Path, layout: str = AUTO, groups: Path | None = None, unlabeled: Path | None = None) -> Listing:
-    """Return the cases of a data set, with notes and findings.
+    """Return the cases of a data set, sorted by id, with notes and findings.
 
     Args:
-        root: a folder, or the file of a manifest.
+        root: a folder, or the file of a manifest; or ``synthetic:<kind>``.
         layout: a key of ``LAYOUTS``, or ``auto`` for the first that is recognized.
         groups: CSV file with the columns name and group; ``groups.csv`` in the folder is used if it is there. It
             replaces groups that the layout finds itself. Without any, see ``infer_groups``; ``none`` stands for none.
-        unlabeled: folder of further images; see ``add_unlabeled``.
+        unlabeled: folder of further images, which are unlabeled; their ids are those below it, behind ``EXTRA``.
 
     Raises:
         ConfigError: if the layout is unknown.
         DataError: if no layout fits, no cases can be found, names clash, or no mask or group name belongs to any image.
     """
+    if synthetic.is_synthetic(str(root)):
+        locations = synthetic.locations(str(root).partition(":")[2])
+        cases = tuple(Case(location.rpartition("/")[2], location, location, None) for location in locations)
+        return _add_unlabeled(Listing("synthetic", cases), unlabeled, NO_GROUPS)
     if layout not in (AUTO, *LAYOUTS):
         known = [AUTO, *LAYOUTS]
         raise ConfigError(f"unknown layout '{layout}'{did_you_mean(layout, known)}. Known are {', '.join(known)}.")
@@ -117,7 +122,7 @@ def find_listing(root: Path, layout: str = AUTO, groups: Path | None = None, unl
     folder = root if root.is_dir() else root.parent
     if not any(case.mask for case in listing.cases) and (unread := _name_labels(root)):
         listing = replace(listing, findings=(*listing.findings, Finding(LABELS, "fault", str(unread))))
-    return add_unlabeled(_with_groups(_with_classes(listing, folder), folder, groups), unlabeled, groups)
+    return _add_unlabeled(_with_groups(_with_classes(listing, folder), folder, groups), unlabeled, groups)
 
 
 def _name_labels(root: Path) -> DataError | None:
@@ -175,7 +180,7 @@ def list_images(
     return [(name, tuple(map(str, paths))) for name, paths in group_channels(dict(files)).items()]
 
 
-def add_unlabeled(listing: Listing, folder: Path | None, groups: Path | None) -> Listing:
+def _add_unlabeled(listing: Listing, folder: Path | None, groups: Path | None) -> Listing:
     """Return the listing with the images of a folder as further unlabeled cases, and with groups from names.
 
     Their ids are those below ``folder``, behind ``EXTRA``. Groups are inferred where there are none and ``groups`` does
