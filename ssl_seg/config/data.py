@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from ssl_seg.config.section import PositiveInt, Section, Seed
+from ssl_seg.config.section import PositiveInt, Section, Seed, Share
 from ssl_seg.labels import MaskKind, Task
 
 
@@ -109,7 +109,7 @@ class DataConfig(Section):
     unset, that of each image file."""
     resample_to: tuple[float, ...] | None = None
     """Voxel size that all images are resampled to for the network; masks are predicted and scored as stored."""
-    foreground_ratio: float = Field(ge=0, le=1)
+    foreground_ratio: Share
     """Share of labeled patches that are centered on a foreground voxel."""
     cache_mb: PositiveInt = 2048
     """Decoded cases kept in memory, per process. Larger volumes are read by box."""
@@ -195,7 +195,7 @@ class BatchConfig(Section):
     """Labeled patches."""
     unlabeled: int = Field(ge=0)
     """Unlabeled patches; 0 for a purely supervised run."""
-    positive_ratio: float | None = Field(None, ge=0, le=1)
+    positive_ratio: Share | None = None
     """Share of labeled patches from cases with foreground; null draws all labeled cases equally often."""
     foreground_share: float | None = Field(None, gt=0, lt=1)
     """Share of foreground in the labeled voxels of each batch, as closely as boxes in the drawn cases reach it; null
@@ -215,7 +215,7 @@ class AugmentConfig(Section):
     """Mirror along random axes."""
     rotate90: bool = True
     """Rotate by multiples of 90 degrees in the (Y, X) plane; of 180 where patches or voxels are not square."""
-    affine: float = Field(0.2, ge=0, le=1)
+    affine: Share = 0.2
     """Probability that a patch is rotated, and that it is scaled; each is drawn on its own."""
     rotation: float = Field(180.0, ge=0, le=180)
     """Largest rotation in degrees in the (Y, X) plane; angles are those of the sample, whatever its voxel size."""
@@ -223,19 +223,19 @@ class AugmentConfig(Section):
     """Largest rotation in degrees of volumes out of the (Y, X) plane; less where voxels are longer along Z."""
     scale: float = Field(0.4, ge=0, lt=1)
     """Enlarge or shrink by a factor of up to 1 + scale."""
-    elastic: float = Field(0.0, ge=0, le=1)
+    elastic: Share = 0.0
     """Probability of an elastic deformation."""
-    intensity: float = Field(0.5, ge=0, le=1)
+    intensity: Share = 0.5
     """Strength of noise, blur, brightness, contrast, low resolution and gamma; 0.5 is that of nnU-Net, 0 is none."""
     labeled_factor: float = Field(1.0, ge=0, le=10)
     """Factor on the probabilities of intensity changes in labeled patches; 1 gives those of nnU-Net."""
     strong_factor: float = Field(2.0, ge=0, le=10)
     """Factor on the probabilities of intensity changes in strong views of unlabeled patches."""
-    invert: float = Field(0.0, ge=0, le=1)
+    invert: Share = 0.0
     """Probability that bright and dark are inverted in a labeled patch, and in each strong view."""
-    cutout: float = Field(0.3, ge=0, le=1)
+    cutout: Share = 0.3
     """Probability that boxes of a strong view are blanked."""
-    cutmix: float = Field(0.0, ge=0, le=1)
+    cutmix: Share = 0.0
     """Probability that a strong view has a box of another one in it; its pseudo-label follows."""
-    copy_paste: float = Field(0.0, ge=0, le=1)
+    copy_paste: Share = 0.0
     """Probability that the foreground of another labeled patch is pasted into a labeled patch."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, field_validator, model_validator
 
-from ssl_seg.config.section import PositiveInt, Section
-
-Share = Annotated[float, Field(ge=0, le=1)]
+from ssl_seg.config.section import PositiveInt, Section, Share
 
 
 def _check_order(ends: tuple[float, float]) -> tuple[float, float]:

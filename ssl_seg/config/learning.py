@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ssl_seg.config.section import PositiveInt, Section
-
-ClassWeight = Annotated[float, Field(ge=0)]
+from ssl_seg.config.section import NonNegative, PositiveInt, Section, Share
 
 NETS = ("student", "teacher")
 """The networks of a run."""
@@ -87,7 +85,7 @@ class LossConfig(Section):
     fn_cost: float = Field(1.0, gt=0)
     """Cost of missed foreground, in every component that takes it: above 1 more foreground is predicted. Multiplied
     with the component's own option."""
-    class_weights: Literal["auto"] | tuple[ClassWeight, ...] | None = None
+    class_weights: Literal["auto"] | tuple[NonNegative, ...] | None = None
     """Weight of each class, background first, in the components that take class_weights (cross_entropy). auto: one over
     the share of the class in the labeled training cases, so that all classes weigh the same; the run writes them out. A
     larger one on foreground predicts more of it."""
@@ -136,7 +134,7 @@ class OptimConfig(Section):
     """Schedule after the warm-up; one_cycle reaches floor x lr at the last step, poly and cosine one step later."""
     poly_power: float = Field(0.9, gt=0)
     """Exponent of the poly schedule."""
-    floor: float = Field(0.0, ge=0, le=1)
+    floor: Share = 0.0
     """Share of lr that is left at the end; the lowest share for reduce_on_plateau."""
     restart_epochs: PositiveInt = 10
     """Length of the first cycle of cosine_restarts, in epochs."""
@@ -166,7 +164,7 @@ class EMAConfig(Section):
     """Use min(decay, 1 - 1/(update + 1)), so that the teacher is not held back by its random start."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the decay passes from decay to final_decay over the run."""
-    final_decay: float | None = Field(None, ge=0, le=1)
+    final_decay: Share | None = None
     """Decay at the end of the run; given with the schedules linear and cosine, and only with them."""
 
     @model_validator(mode="after")

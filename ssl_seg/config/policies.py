@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from pydantic import Field, model_validator
 
-from ssl_seg.config.section import PositiveInt, Section
+from ssl_seg.config.section import NonNegative, PositiveInt, Section
 
 
 class SWAConfig(Section):
@@ -39,7 +37,7 @@ class AfterRollbackConfig(Section):
     gain: float = Field(0.5, ge=0)
     """The learning rate is multiplied by base + (count - 1) * gain at plateau number count after the rollback; cap and
     hold_epochs stay."""
-    component_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    component_weights: dict[str, NonNegative] = Field(default_factory=dict)
     """Weights that components of loss.weights have from the rollback on, in this and in all later phases."""
     judge_epochs: PositiveInt | None = 10
     """Epochs after the rollback in which a score must exceed the earlier best; else the run ends; null: no limit."""

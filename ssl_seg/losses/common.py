@@ -9,14 +9,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ssl_seg.config.section import NonNegative
 from ssl_seg.labels import IGNORE_INDEX
 
 LossFn = Callable[..., Tensor]
 """(logits (N,K,*S), target (N,*S), **options) -> scalar."""
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
 ClassWeights = Annotated[tuple[NonNegative, ...], Field(min_length=2)]
 
 

@@ -1,7 +1,7 @@
 """The components by name, their options, and the hints for unknown names.
 
 To add a loss, write a function ``(logits, target, **options) -> scalar`` with a default for each option, and add a line
-to ``LOSSES``. Annotate the options with the types of ``common``: they are checked before a run.
+to ``LOSSES``. Annotate the options with the types of ``config.section``: they are checked before a run.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ssl_seg.losses.common import NonNegative, Positive, find_valid, mean_over_known_samples, split_classes, to_float32
+from ssl_seg.config.section import NonNegative, Positive
+from ssl_seg.losses.common import find_valid, mean_over_known_samples, split_classes, to_float32
 
 
 class SoftCounts(NamedTuple):

@@ -14,7 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ssl_seg.losses.common import Positive, choose_cost, find_valid, split_classes, to_float32
+from ssl_seg.config.section import Positive
+from ssl_seg.losses.common import choose_cost, find_valid, split_classes, to_float32
 from ssl_seg.losses.overlap import sum_soft_counts
 
 

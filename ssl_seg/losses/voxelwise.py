@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ssl_seg.config.section import NonNegative, Positive, Share
 from ssl_seg.errors import ConfigError
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.losses.common import (
     ClassWeights,
-    NonNegative,
-    Positive,
-    Share,
     choose_cost,
     compute_foreground_logit,
     find_valid,

@@ -26,6 +26,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ssl_seg.config import Section
+from ssl_seg.config.section import Share
 from ssl_seg.data.loader import Batch
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.losses import SupervisedLoss
@@ -41,7 +42,7 @@ class BidirectionalCopyPasteConfig(UnlabeledConfig):
 
     consistency_weight: float = Field(0.5, gt=0)
     """Weight of the voxels with a pseudo-label."""
-    rampup_ratio: float = Field(0.0, ge=0, le=1)
+    rampup_ratio: Share = 0.0
     """Share of the run over which that weight rises."""
     first_stage: float = Field(0.2, ge=0, lt=1)
     """Share of the run in which labeled patches are pasted into one another, and nothing else is learned from."""

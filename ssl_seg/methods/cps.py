@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from ssl_seg.config import Section
+from ssl_seg.config.section import Share
 from ssl_seg.data.loader import Batch
 from ssl_seg.losses import CONSISTENCY, SupervisedLoss
 from ssl_seg.methods.base import Nets, NetworkFactory, StepOutput, StepProgress, Traits, supervise
@@ -39,7 +39,7 @@ class CrossPseudoSupervisionConfig(PseudoLabelConfig):
     """What makes the pseudo-labels: the other network, or its moving average."""
     consistency: Literal["cross_entropy", "dice", "kl", "mse", "js"] = "cross_entropy"
     """Distance to the pseudo-label; cross_entropy takes the most probable class, the others take the probabilities."""
-    confidence: float = Field(0.0, ge=0, le=1)
+    confidence: Share = 0.0
     """Probability that the most probable class needs for a voxel to count; 0 accepts all."""
 
 

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ssl_seg.config import Section
+from ssl_seg.config.section import Share
 from ssl_seg.data.loader import Batch
 from ssl_seg.losses import CONSISTENCY, SupervisedLoss
 from ssl_seg.methods.base import Nets, StepOutput, StepProgress, Traits, supervise
@@ -29,7 +30,7 @@ class InterpolationConsistencyConfig(UnlabeledConfig):
     """Distance between student and mixture; cross_entropy takes the most probable class of the mixture."""
     beta: float = Field(0.2, gt=0)
     """Both parameters of the Beta distribution of the shares; small ones mix little."""
-    rampup_ratio: float = Field(0.4, ge=0, le=1)
+    rampup_ratio: Share = 0.4
     """Share of the run over which the weight rises."""
 
 

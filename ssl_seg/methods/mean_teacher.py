@@ -13,10 +13,10 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from ssl_seg.config import Section
+from ssl_seg.config.section import Share
 from ssl_seg.data.loader import Batch
 from ssl_seg.losses import CONSISTENCY, SupervisedLoss
 from ssl_seg.methods.base import Nets, StepOutput, StepProgress, Traits, supervise
@@ -36,9 +36,9 @@ class MeanTeacherConfig(PseudoLabelConfig):
 
     consistency: Literal["mse", "kl", "cross_entropy", "dice", "js"] = "mse"
     """Distance between student and teacher; cross_entropy takes the teacher's most probable class as label."""
-    confidence: float = Field(0.0, ge=0, le=1)
+    confidence: Share = 0.0
     """Probability that the teacher's most probable class needs for a voxel to count; 0 accepts all."""
-    rampup_ratio: float = Field(0.4, ge=0, le=1)
+    rampup_ratio: Share = 0.4
     """Share of the run over which the weight rises."""
 
 

@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ssl_seg.config import Section
+from ssl_seg.config.section import Share
 from ssl_seg.data.loader import Batch
 from ssl_seg.losses import SupervisedLoss
 from ssl_seg.losses.common import to_float32
@@ -34,7 +35,7 @@ LOWEST = 0.75
 class UncertaintyAwareConfig(UnlabeledConfig):
     """Options of uncertainty-aware Mean Teacher."""
 
-    rampup_ratio: float = Field(0.4, ge=0, le=1)
+    rampup_ratio: Share = 0.4
     """Share of the run over which the weight, and the limit of the entropy, rise."""
     passes: int = Field(8, ge=2, le=64)
     """Noisy teacher passes that the entropy is measured on."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ssl_seg.config import Section
 from ssl_seg.config.schedules import compute_rampup
+from ssl_seg.config.section import Share
 from ssl_seg.data.loader import Batch
 from ssl_seg.data.views.mixing import Mix
 from ssl_seg.labels import IGNORE_INDEX
@@ -31,7 +32,7 @@ class UnlabeledConfig(Section):
 
     consistency_weight: float = Field(1.0, ge=0)
     """Weight of the term of the unlabeled patches after the ramp-up."""
-    rampup_ratio: float = Field(0.2, ge=0, le=1)
+    rampup_ratio: Share = 0.2
     """Share of the run over which the weight rises."""
     rampup_steps: int | None = Field(None, ge=0)
     """Steps over which the weight rises, in place of rampup_ratio."""
@@ -53,7 +54,7 @@ class UnlabeledConfig(Section):
 class PseudoLabelConfig(UnlabeledConfig):
     """Which pseudo-labels count."""
 
-    confidence: float = Field(0.9, ge=0, le=1)
+    confidence: Share = 0.9
     """Probability that the most probable class needs for a voxel to count; 0 accepts all."""
     threshold: Literal["fixed", "freematch", "corrmatch"] = "fixed"
     """fixed: that of confidence; corrmatch starts there and follows the most confident voxel of each class; freematch
