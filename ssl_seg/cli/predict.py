@@ -27,7 +27,7 @@ def predict(
         Path, typer.Argument(help="Checkpoint, or directory of a run, ladder or cross-validation.", show_default=False)
     ],
     source: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="An image, or a folder of images.", show_default=False)
+        Path, typer.Argument(metavar="INPUT", help="An image, a folder of images, or a manifest.", show_default=False)
     ],
     output: Annotated[
         Path, typer.Argument(help="Folder for the masks; a file for a single image.", show_default=False)

@@ -46,7 +46,13 @@ def draw_masks(request: PredictRequest, path: Path) -> None:
     data = config_of(load_checkpoint(first, lazy=True), first).data
     numbered = data.task == "instances"
     jobs = plan_jobs(
-        request.source, request.output, data.ndim, data.layout, numbered=numbered, suffix=request.suffix
+        request.source,
+        request.output,
+        data.ndim,
+        data.layout,
+        numbered=numbered,
+        suffix=request.suffix,
+        axes=data.axes,
     )  # fmt: skip
     there = spread([job for job in jobs if job.mask.exists()], MOST_READ)
     shares = {job.mask: float((_read_classes(job, data) > 0).mean()) for job in there}

@@ -210,6 +210,7 @@ def plan_jobs(
     objects: bool = False,
     numbered: bool = False,
     suffix: str | None = None,
+    axes: str | None = None,
 ) -> list[Job]:
     """Return the images of a file or folder with the paths of their masks.
 
@@ -222,6 +223,7 @@ def plan_jobs(
         objects: whether objects are written.
         numbered: whether their label image is the mask.
         suffix: that of the masks in a folder; by default PNG, TIFF for volumes, and NIfTI where the image is.
+        axes: ``data.axes`` of the training, by which an array of few slices is a volume.
 
     Raises:
         DataError: no image, two images with one mask, a mask in the place of an image, a volume as PNG, a ``suffix``
@@ -238,7 +240,7 @@ def plan_jobs(
         mask = output if has_name else output / _mask_name(name, source.name, ndim, suffix)
         jobs = [Job((str(source),), mask, _paths_beside(mask, suffixes), objects, numbered)]
     else:
-        images = _find_images(source, output, layout, ndim)
+        images = _find_images(source, output, layout, ndim, axes)
         if not images:
             advice = advise_conversion(path.name for path in walk_files(source))
             raise DataError(f"{source} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).{advice}")
@@ -302,7 +304,9 @@ def _show(value: Any) -> str:
     return "as by default" if value is None else str(value)
 
 
-def _find_images(folder: Path, output: Path, layout: str, ndim: int) -> list[tuple[str, tuple[str, ...]]]:
+def _find_images(
+    folder: Path, output: Path, layout: str, ndim: int, axes: str | None
+) -> list[tuple[str, tuple[str, ...]]]:
     """Return name and locations of the images of a folder, without what an earlier call has written below it.
 
     Where a network of volumes gets nothing but numbered 2D images, each folder of them is one.
@@ -315,8 +319,9 @@ def _find_images(folder: Path, output: Path, layout: str, ndim: int) -> list[tup
     files = {make_id(p, folder.parent): p for p in walk_files(folder) if is_image(p) and not is_output(str(p))}
     if ndim == 3 and files and sum(map(len, find_stacks(files).values())) == len(files):
         with suppress(DataError):  # it is named later
-            first = open_image(str(next(iter(files.values()))), reading=Reading(scratch=folder))
-            layout = "slices" if len(first.shape) == 3 else layout  # (C, Y, X)
+            first = open_image(str(next(iter(files.values()))), reading=Reading(axes=axes, scratch=folder))
+            is_plane = len(first.shape) == 3  # (C, Y, X)
+            layout = "slices" if is_plane else "folders" if layout == "slices" else layout
     return list_images(folder, layout, is_output)
 
 

@@ -92,6 +92,7 @@ def predict(
         objects=request.objects,
         numbered=numbered,
         suffix=request.suffix,
+        axes=data.axes,
     )
     for text in note_unread(request.source, request.output, jobs):
         note(text)

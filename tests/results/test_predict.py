@@ -390,15 +390,25 @@ class TestPlaces:
             predict(request_)
         assert not (tmp_path / "out").exists()
 
-    @pytest.mark.parametrize(("shape", "ndim", "jobs"), [((6, 7), 3, 1), ((6, 7), 2, 3), ((9, 6, 7), 3, 3)])
+    @pytest.mark.parametrize(
+        ("shape", "ndim", "layout", "axes", "jobs"),
+        [
+            ((6, 7), 3, "folders", None, 1),
+            ((6, 7), 2, "folders", None, 3),
+            ((9, 6, 7), 3, "folders", None, 3),
+            ((9, 6, 7), 3, "slices", None, 3),
+            ((3, 6, 7), 3, "folders", None, 1),  # channels of planes
+            ((3, 6, 7), 3, "folders", "ZYX", 3),
+        ],
+    )
     def test_numbered_images_are_one_volume_for_a_network_of_volumes(
-        self, tmp_path: Path, shape: tuple[int, ...], ndim: int, jobs: int
+        self, tmp_path: Path, shape: tuple[int, ...], ndim: int, layout: str, axes: str | None, jobs: int
     ) -> None:
         (tmp_path / "scan").mkdir()
         for z in range(3):
             np.save(tmp_path / "scan" / f"{z:02}.npy", np.zeros(shape, np.uint8))
         for _ in range(2):  # what an earlier call has written changes nothing
-            found = plan_jobs(tmp_path / "scan", tmp_path / "scan" / "out", ndim, "folders", suffix=".npy")
+            found = plan_jobs(tmp_path / "scan", tmp_path / "scan" / "out", ndim, layout, suffix=".npy", axes=axes)
             assert len(found) == jobs
             found[0].mask.parent.mkdir(exist_ok=True)
             np.save(found[0].mask, np.zeros(shape, np.uint8))
