@@ -611,15 +611,23 @@ def test_other_tables_and_texts_are_no_labels(tmp_path: Path) -> None:
     assert find_labels(tmp_path) is None
 
 
-@pytest.mark.parametrize("text", ["[]", '{"a": "b"}', "{", '{"0": []}'])
+@pytest.mark.parametrize("text", ["[]", '{"a": "b"}', "{"])
 def test_a_damaged_list_of_classes_is_named(tmp_path: Path, text: str) -> None:
     write_image(tmp_path / "images" / "a.png")
     (tmp_path / "classes.json").write_text(text)
-    if text == '{"0": []}':
-        assert find_listing(tmp_path).label_values == (0,)
-        return
     with pytest.raises(DataError, match=r"classes\.json: must name mask values"):
         find_listing(tmp_path)
+
+
+def test_a_list_of_classes_names_two_and_perhaps_what_is_left_out(tmp_path: Path) -> None:
+    write_image(tmp_path / "images" / "a.png")
+    (tmp_path / "classes.json").write_text('{"0": "nothing", "7": "cell", "255": "ignore"}')
+    found = find_listing(tmp_path)
+    assert (found.label_values, found.class_names, found.ignore_value) == ((0, 7), ("nothing", "cell"), 255)
+    for text in ("{}", '{"0": "nothing", "255": "ignore"}', '{"-1": "nothing", "0": "cell"}'):
+        (tmp_path / "classes.json").write_text(text)
+        with pytest.raises(DataError, match=r"classes\.json: it names the mask values"):
+            find_listing(tmp_path)
 
 
 def _change(value: Any, rng: np.random.Generator) -> Any:

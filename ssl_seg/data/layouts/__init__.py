@@ -134,7 +134,8 @@ def _name_labels(root: Path) -> DataError | None:
 
 
 def _with_classes(listing: Listing, folder: Path) -> Listing:
-    """Return the listing with the mask values and names of ``CLASSES_FILE``, unless it declares some itself."""
+    """Return the listing with the mask values and names of ``CLASSES_FILE``, unless it declares some itself; a value
+    that is called ignore is none of a class, as in nnU-Net."""
     path = folder / CLASSES_FILE
     if listing.label_values is not None or not path.is_file():
         return listing
@@ -144,8 +145,19 @@ def _with_classes(listing: Listing, folder: Path) -> Listing:
         raise DataError(
             f'{path}: must name mask values, as {{"0": "background", "1": "cell"}} does ({error}).'
         ) from error
-    values = tuple(sorted(names))
-    return replace(listing, label_values=values, class_names=tuple(names[v] for v in values))
+    values = tuple(sorted(value for value, name in names.items() if name != "ignore"))
+    ignored = [value for value in names if value not in values]
+    if len(values) < 2 or values[0] < 0 or len(ignored) > 1:
+        raise DataError(
+            f"{path}: it names the mask values {sorted(names)}. Name that of the background and of each class, from 0 "
+            'on, and at most one that is left out as "ignore"; or remove the file.'
+        )
+    return replace(
+        listing,
+        label_values=values,
+        class_names=tuple(names[v] for v in values),
+        ignore_value=ignored[0] if ignored else listing.ignore_value,
+    )
 
 
 def list_images(
