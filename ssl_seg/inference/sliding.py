@@ -111,7 +111,8 @@ class Predictor:
         if spacing is None:
             raise DataError(
                 f"the network was trained at voxel size {self.resample_to} and the image does not say its own. "
-                "Save it in a format that has one (NIfTI, OME-TIFF, OME-Zarr), or give it with --spacing."
+                "Save it in a format that has one (NIfTI, OME-TIFF, OME-Zarr), or give it: --spacing of predict, or "
+                "--set data.spacing=[...]."
             )
         shape = compute_resampled_shape(image.shape[1:], spacing, self.resample_to)
         return resample_image(self._predict(resample_image(image, shape), compute), image.shape[1:])
