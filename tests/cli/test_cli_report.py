@@ -33,7 +33,7 @@ def test_what_is_no_run_is_one_message_and_exit_code_2(cli: Cli, tmp_path: Path)
         ((tmp_path,), "is not a run directory: it has no config.yaml"),
         ((run, run), "is named twice"),
         ((run, "--out", tmp_path / "a.pdf"), "name a file such as a.html"),
-        ((run, "--out", ""), "name a file such as report.html"),
+        ((run, "--out", "."), "name a file such as report.html"),
         ((run, "--out", mine), "is not overwritten"),
         ((run, "--out", mine / "a.html"), "is a file"),
     ):

@@ -542,7 +542,7 @@ class TestPlaces:
 class TestOptions:
     @pytest.mark.parametrize(
         "text",
-        ["nan", "inf", "-1,1", "0,1", "1", "1,1,1,1", "a", "", "1;1", "1,", "1e400,1", "\N{ARABIC-INDIC DIGIT ONE},1"],
+        ["nan", "inf", "-1,1", "0,1", "1", "1,1,1,1", "a", " ", "1;1", "1,", "1e400,1", "\N{ARABIC-INDIC DIGIT ONE},1"],
     )
     def test_spacing_that_is_none(self, cli: Cli, tiny_run: Path, images: Path, tmp_path: Path, text: str) -> None:
         result = cli("predict", tiny_run, images, tmp_path / "out", "--spacing", text)
