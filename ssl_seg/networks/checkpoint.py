@@ -34,7 +34,7 @@ from ssl_seg.files import atomic_write
 from ssl_seg.networks.checkpoint_file import check_checkpoint_file, describe_pretraining, has_sound_sums
 from ssl_seg.networks.parts import find_tensors
 
-FORMAT, VERSION = "ssl_seg.checkpoint", 5
+FORMAT, VERSION = "ssl_seg.checkpoint", 6
 PRETRAINING_FORMAT = "ssl_seg.pretraining"
 """What a checkpoint of `ssl-seg pretrain` is known by; see ``pretraining.state``."""
 COLLAPSE_PENALTY = 2.0
@@ -297,7 +297,10 @@ def _parse(content: Any, path: Path) -> Checkpoint:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} holds no checkpoint of this program (its 'format' is not '{FORMAT}')")
     if (version := content.get("version")) != VERSION:
-        raise CheckpointError(f"{path} has checkpoint version {version}; this program reads version {VERSION}")
+        raise CheckpointError(
+            f"{path} has checkpoint version {version}; this program reads version {VERSION}: use the version of "
+            "ssl_seg that wrote it, or train again"
+        )
     if missing := [name for name in _FIELDS if name not in content]:
         raise CheckpointError(f"{path} is incomplete: no '{missing[0]}'")
     try:

@@ -49,7 +49,7 @@ def make_checkpoint() -> Checkpoint:
 
 def test_the_names_in_files_of_users_stay() -> None:
     """Modules may move; a file that says what it is by their former name must still be read."""
-    assert (FORMAT, VERSION, PRETRAINING_FORMAT) == ("ssl_seg.checkpoint", 5, "ssl_seg.pretraining")
+    assert (FORMAT, VERSION, PRETRAINING_FORMAT) == ("ssl_seg.checkpoint", 6, "ssl_seg.pretraining")
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -194,6 +194,16 @@ def test_the_norm_asked_for_is_that_of_the_decoder(norm: str, kind: type[nn.Modu
     assert has_batch_norm(network) == (norm == "batch")
 
 
+def test_features_below_zero_still_tell_voxels_apart() -> None:
+    """With ReLU, one training of 186 ended with the bias of the head in all foreground, and F1 0."""
+    network = build(norm="group").eval()
+    with torch.no_grad():
+        for block in network.decoder.values():
+            block[-2].bias.fill_(-20.0)  # of the last norm: what follows sees nothing above 0
+        logits = network(torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)))
+    assert logits.std(dim=(2, 3)).min() > 1e-3
+
+
 @pytest.mark.parametrize(("ndim", "norms"), [(2, 48), (3, 33)])
 def test_the_teacher_of_a_frozen_student_has_its_statistics(ndim: int, norms: int) -> None:
     student = load(ndim=ndim).train()
