@@ -22,7 +22,7 @@ import ssl_seg.cli.app
 
 case, folder = sys.argv[1], Path(sys.argv[2])
 
-def run(**_):
+def run(*_, **__):
     with processes.open_fabric(RuntimeConfig(accelerator="cpu", devices=2)) as fabric:
         rank = fabric.global_rank
         (folder / f"pid{rank}").write_text(str(os.getpid()))
