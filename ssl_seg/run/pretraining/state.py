@@ -24,7 +24,7 @@ from ssl_seg.networks.parts import PARTS, find_tensors
 from ssl_seg.networks.precision import seeded
 from ssl_seg.run.directory import SPLIT_FILE, RunDir
 
-VERSION = 1
+VERSION = 2
 CARRIED = ("data", "split", "network")
 """Sections that hold for a training from a pre-training as well, where it does not give them anew."""
 _NOT_OF_THE_BODY = {"pretrained", "deep_supervision"}
