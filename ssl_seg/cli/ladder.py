@@ -107,6 +107,7 @@ def _report(result: LabelLadder) -> None:
     """Print how far the ladder has come, and end with the exit code that says so."""
     from ssl_seg.cli.tables import print_rows
     from ssl_seg.engine.machine import is_main_process
+    from ssl_seg.monitor.catalog import beats_trivial
     from ssl_seg.report.score_cells import describe_absent
     from ssl_seg.report.study_tables import find_scored, make_rung_rows
     from ssl_seg.studies.rungs import LADDER, find_best, find_best_checkpoint, find_end
@@ -126,7 +127,7 @@ def _report(result: LabelLadder) -> None:
         _explain(ended, result, resume)
     if (best := find_best(result)) is None or checkpoint is None:
         show("no rung has a usable checkpoint")
-    elif best.scores[best.net]["margin"] <= 0:
+    elif not beats_trivial(best.scores[best.net]["f1_macro"], best.scores["trivial_f1"]):
         show(f"no rung is better than foreground everywhere; next: ssl-seg diagnose {quote(checkpoint)}")
     else:
         show(f"use rung {best.number}, the best on validation: {checkpoint}")

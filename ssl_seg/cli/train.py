@@ -134,15 +134,18 @@ def _run_once(request: TrainRequest, bootstrap: Path | None, given: Mapping[str,
 
 def _report(result: TrainResult) -> None:
     from ssl_seg.monitor.findings import describe_codes
+    from ssl_seg.report.run_record import read_run
 
     run, verdict = result.run, result.verdict
     if result.ending == "interrupted":
         end_interrupted(f"after step {result.step}", f"ssl-seg train --resume {quote(run.path)}")
+    banner = read_run(run.path).banner  # the page of the run says the same
+    commands = "\n      ".join(banner.commands)
     if result.ending == "collapsed":
         show(
             f"stopped by the monitor after step {result.step}: {', '.join(verdict.codes)}\n"
             f"  the record is in {run.events_path}\n"
-            f"  next: ssl-seg diagnose {quote(run.last)}",
+            f"  next: {commands}",
             err=True,
         )
         return
@@ -152,14 +155,9 @@ def _report(result: TrainResult) -> None:
     print_scores(f"validation scores of {run.best}", runs)
     used = result.scores["selected"]["net"]
     show(f"verdict: {' '.join([verdict.level, ', '.join(describe_codes(verdict, used))]).rstrip()}")
-    if result.ending == "refused":
-        show(f"next: change the settings or the gates; what it has learned: ssl-seg diagnose {quote(run.best)}")
-    elif verdict.level == "collapsed":
-        show(f"do not use the networks of the last step; next: ssl-seg diagnose {quote(run.last)}")
-    elif result.scores[used]["margin"] <= 0:
-        show(f"no better than foreground everywhere on whole images; next: ssl-seg diagnose {quote(run.best)}")
-    else:
-        show(f"next: ssl-seg evaluate {quote(run.path)}\n      ssl-seg predict {quote(run.path)} IMAGES OUTPUT")
+    if banner.state != "healthy":
+        show(banner.title)
+    show(f"next: {commands}")
 
 
 def print_scores(title: str, runs: Mapping[str, Mapping[str, Any]]) -> None:

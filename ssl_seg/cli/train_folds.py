@@ -74,6 +74,7 @@ def run_folds(asked: TrainRequest, bootstrap: Path | None, given: Mapping[str, A
 
 def _report(result: CrossValidation) -> None:
     from ssl_seg.cli.tables import print_rows
+    from ssl_seg.monitor.catalog import beats_trivial
     from ssl_seg.report.score_cells import describe_absent
     from ssl_seg.report.study_tables import make_fold_rows
     from ssl_seg.results.folds import FOLDS, summarize_folds
@@ -90,7 +91,8 @@ def _report(result: CrossValidation) -> None:
             show(f"{fold.name} collapsed; next: ssl-seg diagnose {quote(result.run_of(fold).last)}", err=True)
         elif fold.status == "refused":
             show(f"{fold.name} was ended by a gate: {'; '.join(result.run_of(fold).read_broken_gates())}", err=True)
-    if summary["better"]["out_of_fold"]["margin"] <= 0:
+    pooled = summary["better"]["out_of_fold"]
+    if not beats_trivial(pooled["f1_macro"], pooled["trivial_f1"]):
         worst = min(result.trainings, key=lambda fold: fold.summarize(fold.net)["margin"])
         show(f"no better than foreground everywhere; next: ssl-seg diagnose {quote(result.run_of(worst).best)}")
     elif all(fold.status == "done" for fold in result.trainings):

@@ -10,7 +10,7 @@ from ssl_seg.data.facts import format_size
 from ssl_seg.diagnose.catalog import CODES, LIMITS
 from ssl_seg.diagnose.result import Conclusion
 from ssl_seg.diagnose.tally import Tally
-from ssl_seg.monitor.catalog import limit, make_finding
+from ssl_seg.monitor.catalog import beats_trivial, limit, make_finding
 from ssl_seg.monitor.findings import Level, RuleFinding, Verdict
 from ssl_seg.monitor.network_rules import find_trivial_images
 from ssl_seg.scores.sameness import FEWEST, SAME, find_same
@@ -61,7 +61,7 @@ def audit_inputs(statistics: Mapping[str, Any], net: str) -> tuple[RuleFinding, 
     if "scores" in statistics:
         on_patches = statistics["nets"][net]["f1"]
         message += f"; F1 {on_patches:.3f} on patches as in training, {statistics['scores']['f1']:.3f} on whole images"
-        if statistics["trivial"]["margin"] < limit("trivial_margin"):
+        if not beats_trivial(statistics["scores"]["f1_macro"], statistics["scores"]["trivial_f1_macro"]):
             level = "collapsed"
     return (make_finding("loss_metric_divergence", level, net, difference, "input_difference", message, limits=LIMITS),)
 

@@ -212,6 +212,16 @@ def limit(name: str) -> float:
     return LIMITS[name].value
 
 
+def beats_trivial(f1: float, trivial_f1: float) -> bool:
+    """Return whether masks beat foreground everywhere on whole images, or none of these has foreground to tell by.
+
+    Args:
+        f1: of the masks; with several classes the mean over these.
+        trivial_f1: the same of foreground everywhere.
+    """
+    return trivial_f1 == 0 or f1 - trivial_f1 >= limit("trivial_margin")
+
+
 def make_finding(
     code: str,
     level: Level,

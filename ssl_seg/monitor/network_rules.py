@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ssl_seg.errors import name_examples
-from ssl_seg.monitor.catalog import limit, make_finding
+from ssl_seg.monitor.catalog import beats_trivial, limit, make_finding
 from ssl_seg.monitor.findings import Level, RuleFinding
 from ssl_seg.monitor.signals import PROB_BINS, Signals
 from ssl_seg.scores.text import number
@@ -171,11 +171,10 @@ def find_missing_class(signals: Signals, net: str) -> RuleFinding | None:
 
 def find_trivial_images(f1: float, trivial_f1: float, net: str) -> RuleFinding | None:
     """Return a finding where the masks of whole images are no better than foreground everywhere."""
-    margin = f1 - trivial_f1
-    if trivial_f1 == 0 or margin >= limit("trivial_margin"):
+    if beats_trivial(f1, trivial_f1):
         return None
     message = f"F1 {f1:.3f} on whole images, all-positive scores {trivial_f1:.3f}"
-    return make_finding("not_above_trivial", "warn", net, margin, "trivial_margin", message)
+    return make_finding("not_above_trivial", "warn", net, f1 - trivial_f1, "trivial_margin", message)
 
 
 def leave_out_refuted(findings: Iterable[RuleFinding], scores: Mapping[str, Any]) -> tuple[RuleFinding, ...]:

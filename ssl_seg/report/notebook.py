@@ -107,12 +107,17 @@ class TrainedRun:
         return "\n".join([*lines, f"next: {self._advise()}"])
 
     def _advise(self) -> str:
+        from ssl_seg.report.run_record import read_run
+
         path = repr(str(self.path))
         if self.ending == "interrupted":
             return f"ssl_seg.train(resume={path})"
-        is_better = self.scores and self.scores[self.scores["selected"]["net"]]["margin"] > 0
-        if self.verdict.level == "collapsed" or not is_better:
-            return f"ssl-seg diagnose {self.path}"
+        try:
+            banner = read_run(self.path).banner
+        except RunDirError:
+            return "nothing: the run directory has gone"
+        if banner.state != "healthy":
+            return banner.commands[0]
         return f'ssl_seg.evaluate({path}), ssl_seg.predict({path}, "images", "masks")'
 
 

@@ -20,7 +20,7 @@ from ssl_seg.data.splits.files import load_split
 from ssl_seg.data.splits.split import Split
 from ssl_seg.errors import RunDirError, SslSegError, name_examples, quote
 from ssl_seg.files import now
-from ssl_seg.monitor.catalog import CODES, limit
+from ssl_seg.monitor.catalog import CODES, beats_trivial
 from ssl_seg.networks.checkpoint_file import PRETRAINING_FILE, describe_pretraining
 from ssl_seg.report.score_cells import name_subject
 from ssl_seg.run.directory import (
@@ -253,7 +253,7 @@ def judge_run(record: RunRecord) -> Banner:
     if others := list(dict.fromkeys(f["code"] for f in findings[1:] if f["code"] != findings[0]["code"])):
         reasons.append(f"Also: {name_examples(map(_explain, others), 3, between='; ')}")
     used, scores = record.used, record.used_scores
-    is_trivial = scores is not None and 0 < scores["trivial_f1"] > scores["f1"] - limit("trivial_margin")
+    is_trivial = scores is not None and not beats_trivial(scores["f1_macro"], scores["trivial_f1"])
     usable = used is not None and not used.collapsed and used.score.nonfinite == 0 and not is_trivial
     if scores is not None:
         reasons.append(_describe_used(record, scores, usable=usable, collapsed=level == "collapsed"))

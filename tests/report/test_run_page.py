@@ -32,7 +32,9 @@ from page_cases import (
 )
 from sizes import around
 
+import ssl_seg
 from ssl_seg.cli.console import INTERRUPTED
+from ssl_seg.cli.train import _report as print_end
 from ssl_seg.config.layers import Layer, check_partial
 from ssl_seg.diagnose.examples import make_example
 from ssl_seg.errors import DataError, RunDirError
@@ -47,7 +49,9 @@ from ssl_seg.report.run_page import MOST_CASES, MOST_CLASSES, MOST_EVENTS, make_
 from ssl_seg.report.run_record import MOST_LOOKS, RunRecord, _list_settings, read_looks, read_run
 from ssl_seg.report.run_report import RunningPage, write_report_page, write_when_trained
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
+from ssl_seg.run.directory import RunDir
 from ssl_seg.run.request import TrainRequest
+from ssl_seg.run.training import TrainResult
 from ssl_seg.scores.intervals import Resamples, estimate_difference
 
 
@@ -126,13 +130,13 @@ class TestBanner:
         assert any(reason.startswith(said) for reason in banner.reasons)
 
     def test_a_finished_run_at_the_trivial_score_is_a_warning(self, tmp_path: Path) -> None:
-        final = make_final(make_dice_score([0.3] * 12))  # foreground everywhere scores 0.5
+        final = make_final(make_dice_score([0.3] * 12))  # foreground everywhere scores 0.4
         end = {"event": "finished", "step": 12, "verdict": "ok", "codes": []}
         banner = read_run(make_run(tmp_path / "run", [make_look(0), make_look(12)], [end], final)).banner
         assert banner.state == "warning"
         assert "no better than a trivial predictor" in banner.title
 
-    @pytest.mark.parametrize("dice", [0.0, 0.49, 0.51, 0.53, 0.9])
+    @pytest.mark.parametrize("dice", [0.0, 0.39, 0.404, 0.411, 0.9])
     def test_trivial_is_what_the_end_of_a_run_and_a_diagnosis_call_so(self, tmp_path: Path, dice: float) -> None:
         final = make_final(make_dice_score([dice] * 12))
         end = {"event": "finished", "step": 12, "verdict": "ok", "codes": []}
@@ -141,6 +145,26 @@ class TestBanner:
         assert scores is not None
         found = find_trivial_images(scores["f1"], scores["trivial_f1"], "teacher")
         assert (record.banner.state == "warning") == (found is not None)
+
+    @pytest.mark.parametrize(
+        "dice", [0.49, 0.504, 0.9]
+    )  # foreground everywhere scores 0.5, the margin asked for is 0.01
+    def test_the_page_the_terminal_and_a_notebook_say_the_same_next(
+        self, tmp_path: Path, dice: float, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        end = {"event": "finished", "step": 12, "verdict": "ok", "codes": []}
+        path = make_run(tmp_path / "run", [make_look(12)], [end], make_final(make_dice_score([dice] * 12)))
+        told, banner = ssl_seg.load_run(path), read_run(path).banner
+        print_end(TrainResult(RunDir(path), "finished", told.steps, told.verdict, dict(told.scores), is_main=True))
+        shown = capsys.readouterr().out
+        assert shown.endswith("\n      ".join(banner.commands) + "\n")
+        assert ("no better than a trivial predictor" in shown) == (dice < 0.41)
+        assert f"next: {'ssl-seg diagnose' if dice < 0.41 else 'ssl_seg.evaluate'}" in repr(told)
+
+    def test_a_run_that_has_gone_is_shown_as_such(self, tmp_path: Path) -> None:
+        told = ssl_seg.load_run(make_healthy(tmp_path / "run"))
+        shutil.rmtree(tmp_path / "run")
+        assert repr(told).endswith("next: nothing: the run directory has gone")
 
     def test_a_warning_of_the_monitor_is_shown(self, tmp_path: Path) -> None:
         finding = {"code": "overfitting", "level": "warn", "net": "training", "message": "gap 0.4"}

@@ -289,7 +289,8 @@ class TestCommand:
         self, whole: CrossValidation, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         summary = summarize_folds(whole.trainings)
-        summary["better"]["out_of_fold"]["margin"] = 0.1
+        pooled = summary["better"]["out_of_fold"]
+        pooled["f1_macro"] = pooled["trivial_f1"] + 0.1
         monkeypatch.setattr("ssl_seg.results.folds.summarize_folds", lambda _: summary)
         _report(whole)
         assert (
