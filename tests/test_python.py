@@ -93,7 +93,7 @@ def test_evaluate_and_predict_take_the_directory_of_a_run(
     assert result.record == run_evaluation(EvaluateRequest(run.checkpoint))
     assert set(result.networks) == {"student", "teacher"}
     assert result.f1 == result.networks[result.record["which"]]["pooled"]["f1_macro"]
-    assert f"{result.margin:+.3f}" in repr(result)
+    assert f"{result.margin:.3f}" in repr(result)
     assert f"{len(result.cases)} cases" in repr(result)
 
     written = ssl_seg.predict(run, particles_dir / "images", tmp_path / "masks")  # a run stands for its directory

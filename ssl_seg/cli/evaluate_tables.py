@@ -115,8 +115,8 @@ def _make_network_cells(summary: Row, of: str) -> dict[str, Any]:
         "mean Dice, positive cases": mean["dice_positives"],
         "all-negative Dice": mean["predict_nothing"],
         "all-positive F1": trivial["all_positive"],
-        "margin": f"{trivial['margin']:+.3f}",
-        "95 % interval": show_margin(trivial, "+.3f"),
+        "margin": trivial["margin"],
+        "95 % interval": show_margin(trivial),
         "threshold": _show_threshold(summary),
         **({"targets met": _count_met(summary["targets"])} if "targets" in summary else {}),
     }
@@ -165,7 +165,7 @@ def _list_figures(summary: Row, *, finds_empty: bool) -> dict[str, Any]:
         "trivial: mean Dice of predicting nothing": mean["predict_nothing"],
         f"trivial: all-positive F1{of}": trivial["all_positive"],
         f"trivial: base-rate random F1 and AP{of}": trivial["base_rate_random"],
-        f"margin over all-positive{of}, 95 %": f"{trivial['margin']:+.3f} ({show_margin(trivial, '+.3f')})",
+        f"margin over all-positive{of}, 95 %": f"{trivial['margin']:.3f} ({show_margin(trivial)})",
         **_list_distances(mean, of),
     }
 

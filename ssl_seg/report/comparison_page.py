@@ -72,8 +72,8 @@ def _make_score_table(named: Mapping[str, RunRecord]) -> Table:
                 UNKNOWN if record.used is None else f"{record.used.net}, step {record.used.step:,}",
                 number(scores.get("f1_macro")) + (name_subject(scores) if scores and not of else ""),
                 number(scores.get("trivial_f1")),
-                f"{scores['margin']:+.3f}" if scores else UNKNOWN,
-                show_margin(scores, "+.3f") if scores else UNKNOWN,
+                number(scores.get("margin")),
+                show_margin(scores) if scores else UNKNOWN,
                 *(("", "", "") if record is base else _compare(record, base)),
             )
         )

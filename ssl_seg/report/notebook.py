@@ -328,7 +328,7 @@ def _make_row(net: str, scores: Mapping[str, Any], is_used: bool) -> TextRow:
 
 
 def _show_margin(scores: Mapping[str, Any]) -> TextRow:
-    return {"margin": f"{scores['margin']:+.3f}", "95 % interval": show_margin(scores)}
+    return {"margin": f"{scores['margin']:.3f}", "95 % interval": show_margin(scores)}
 
 
 def _describe_verdict(verdict: Verdict) -> list[str]:

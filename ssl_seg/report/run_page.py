@@ -143,8 +143,8 @@ def _make_score_tables(record: RunRecord) -> Iterator[Table]:
                 f"{network.step:,}",
                 number(own["f1_macro"]),
                 number(own["dice"]),
-                f"{own['margin']:+.3f}",
-                show_margin(own, "+.3f"),
+                number(own["margin"]),
+                show_margin(own),
             )
         )
     columns = ("network", "step", f"F1{subject}", "mean Dice", "margin", "its 95 % interval")

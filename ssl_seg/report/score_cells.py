@@ -29,11 +29,11 @@ def make_score_cells(of: str, student: Row, teacher: Row, used: Row) -> dict[str
     }
 
 
-def show_margin(scores: Row, digits: str = ".3f") -> str:
+def show_margin(scores: Row) -> str:
     """Return the interval of the margin of a network; nothing for a mean over networks, which has none."""
     if "margin_low" not in scores:
         return ""
-    return format_interval(scores["margin_low"], scores["margin_high"], scores["margin_why"], digits)
+    return format_interval(scores["margin_low"], scores["margin_high"], scores["margin_why"])
 
 
 def show_difference(change: Row | None, title: str) -> dict[str, str]:

@@ -204,8 +204,8 @@ class TestBanner:
         stored = json.loads((tmp_path / "run" / "scores.json").read_text())["networks"][0]
         used = next(row for row in rows_of(page, "Score") if row[0].endswith("(used)"))
         assert used[2] == f"{stored['pooled']['f1_macro']:.3f}"
-        assert used[4] == f"{stored['trivial']['margin']:+.3f}"
-        assert used[5] == f"{stored['trivial']['margin_low']:+.3f} .. {stored['trivial']['margin_high']:+.3f}"
+        assert used[4] == f"{stored['trivial']['margin']:.3f}"
+        assert used[5] == f"{stored['trivial']['margin_low']:.3f} .. {stored['trivial']['margin_high']:.3f}"
 
 
 class TestLooks:
