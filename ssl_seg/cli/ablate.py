@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -148,7 +149,11 @@ def _run_cells(cells: Sequence[Cell], place: Path, spec: AblationSpec, launcher:
             show_states(states)
             page(place)
 
-        ending = execute(cells, place, spec.score, launcher, watch)
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is one like Ctrl-C
+        try:
+            ending = execute(cells, place, spec.score, launcher, watch)
+        finally:
+            signal.signal(signal.SIGTERM, before)
     if ending == "interrupted":
         show(f"interrupted; finished cells are kept in {place}. Run the same command to resume.", err=True)
         raise typer.Exit(INTERRUPTED)

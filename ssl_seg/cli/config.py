@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Mapping
@@ -142,9 +141,7 @@ def config_diff(
     if as_json:
         print_json({"a": a, "b": b, "differences": [asdict(item) for item in differences]})
     elif differences:
-        rows = tuple(
-            (d.setting, *(x if isinstance(x, str) else json.dumps(x) for x in (d.a, d.b))) for d in differences
-        )
+        rows = tuple((difference.setting, *difference.shown) for difference in differences)
         print_table(Table(f"{len(differences)} setting(s) differ", "", ("setting", a, b), rows))
     else:
         show(f"no setting differs between {a} and {b}")

@@ -111,7 +111,8 @@ def _make_settings_table(named: Mapping[str, RunRecord]) -> Table:
             faults.append(f"{name}: {error}")
             continue
         for difference in differences:
-            rows.setdefault(difference.setting, {"": str(difference.a)})[name] = str(difference.b)
+            first, own = difference.shown
+            rows.setdefault(difference.setting, {"": first})[name] = own
     cells = [
         (setting, own[""], *(own.get(name, "as the first") for name, _ in others)) for setting, own in rows.items()
     ]

@@ -18,10 +18,12 @@ from ssl_seg.report.table import Table, to_table
 from ssl_seg.results.folds import FOLDS, summarize_folds
 from ssl_seg.results.study import StudyKind, load_study
 from ssl_seg.run.directory import CONFIG_FILE
+from ssl_seg.run.final_scores import SCORES_FILE
 from ssl_seg.studies.ablation.cells import MARKER, open_folder
 from ssl_seg.studies.rungs import LADDER
 
 ABLATION_RESULTS = "results.json"
+_RENEW = "its `ssl-seg ablate` command with --report writes the tables"
 
 
 def is_study(path: Path) -> bool:
@@ -81,6 +83,10 @@ def _read(path: Path) -> RunRecord | None:
 def _make_ablation_page(path: Path) -> Page:
     """Return the page of the table and the figures that ``ablate`` has written."""
     table, warnings = _read_table(path)
+    since = (path / ABLATION_RESULTS).stat().st_mtime
+    newer = sum(file.stat().st_mtime > since for file in path.glob(f"cells/*/run/{SCORES_FILE}"))
+    if newer:
+        warnings += (f"{newer} training(s) have ended since this table was written: {_RENEW}",)
     figures = tuple(
         Drawing(title, caption, f'<img src="{to_data_uri((path / name).read_bytes(), "png")}" alt="{title}">')
         for name, (title, caption, _) in FIGURES.items()
@@ -109,13 +115,12 @@ def _name_cell(folder: Path) -> str:
 def _read_table(path: Path) -> tuple[Table, tuple[str, ...]]:
     """Return the table of the arms in the results of an ablation, and its warnings."""
     file = path / ABLATION_RESULTS
-    advice = "its `ssl-seg ablate` command with --report writes them"
     if not file.is_file():
-        raise RunDirError(f"{path} is an ablation without tables yet: {advice}")
+        raise RunDirError(f"{path} is an ablation without tables yet: {_RENEW}")
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
         table, warnings = results["table"], results["summary"]["warnings"]
         rows = tuple(tuple(map(str, row)) for row in table["rows"])
         return Table("", table["text"], tuple(table["columns"]), rows), tuple(warnings)
     except (ValueError, KeyError, TypeError) as error:
-        raise RunDirError(f"{file} holds no tables of this version ({error!r}): {advice}") from None
+        raise RunDirError(f"{file} holds no tables of this version ({error!r}): {_RENEW}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,12 @@ class SettingChange:
     """Dotted name; of two runs also ``--bootstrap`` and ``split.yaml``."""
     a: Any
     b: Any
+
+    @property
+    def shown(self) -> tuple[str, str]:
+        """Both values as a configuration file writes them."""
+        old, new = (value if isinstance(value, str) else json.dumps(value) for value in (self.a, self.b))
+        return old, new
 
 
 def compare_settings(a: str | Path, b: str | Path) -> list[SettingChange]:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +145,27 @@ def test_tables_and_page_are_written_on_the_way(
     assert (f"report: {out / 'report.html'}, updated every few minutes" in errors) == expected
     assert (out / "report.html").is_file() == expected
     assert not expected or "mean_teacher" in (out / "report.html").read_text()
+
+
+def test_a_schedulers_signal_is_an_interrupt(
+    cli: Cli, spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def be_stopped(*_: object) -> str:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            return "interrupted"
+        return "finished"
+
+    monkeypatch.setattr("ssl_seg.studies.ablation.execute.execute", be_stopped)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        code, _, errors = cli("ablate", spec, "--out", tmp_path / "out")
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (code, "Run the same command to resume" in errors) == (130, True)
 
 
 KILLED_IN_THE_SECOND_CELL = """

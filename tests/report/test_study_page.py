@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,6 +97,8 @@ def test_an_ablation_has_the_table_and_the_figures_of_its_command(tmp_path: Path
     (tmp_path / "scores.png").write_bytes(b"png")
     make_healthy(tmp_path / "cells" / "abc" / "run")
     (tmp_path / "cells" / "abc" / "cell.json").write_text('{"name": "method_8"}')
+    scores = tmp_path / "cells" / "abc" / "run" / "scores.json"
+    os.utime(scores, (0, 0))
     page = make_study_page(tmp_path)
     assert rows(page) == [("a|b", "8 cases"), ("c", "8 cases")]
     assert page.sections[0].tables[0].columns == ("method", "labels")
@@ -105,6 +108,9 @@ def test_an_ablation_has_the_table_and_the_figures_of_its_command(tmp_path: Path
     assert figure.html == '<img src="data:image/png;base64,cG5n" alt="Score over labels">'
     assert figure.caption.startswith("Line: mean over runs")
     assert states(page) == {"method_8 (abc)": "healthy"}
+    scores.touch()
+    os.utime(tmp_path / "results.json", (0, 0))
+    assert make_study_page(tmp_path).sections[0].notes[1].startswith("1 training(s) have ended since")
 
 
 @pytest.mark.parametrize(
