@@ -406,11 +406,11 @@ def _make_layers(
     """Return the layers of a call: the file, then the arguments, then the settings, each with its name for messages.
 
     Raises:
-        ConfigError: for a keyword that is neither an option nor a setting.
+        ConfigError: for a keyword that is neither an option nor a setting, or a setting with two values.
     """
     from ssl_seg.config import Config
     from ssl_seg.config.layers import Layer, nest, read_layers
-    from ssl_seg.config.options import OPTIONS, make_option_layers
+    from ssl_seg.config.options import OPTIONS, check_given_once, make_option_layers
     from ssl_seg.errors import ConfigError, did_you_mean
 
     for name in more:
@@ -421,13 +421,14 @@ def _make_layers(
         raise ConfigError(f"settings = {settings!r}: a mapping is needed: {{'optim.lr': 1e-4}}; config= takes a file")
     if given.get("data") is not None:
         _to_text("data", given["data"])
-    layers = [] if config is None else read_layers(_to_text("config", config))
     short = {name: _to_plain(value) for name, value in {**given, **more}.items()}
-    layers += make_option_layers(short, lambda name, value: f"{name}={value!r}")
+    options = make_option_layers(short, lambda name, value: f"{name}={value!r}")
     dotted = {**(settings or {}), **{name: value for name, value in more.items() if name not in OPTIONS}}
-    for name, value in _to_plain(dotted).items():
-        layers.append(Layer(f"{name}={value!r}", nest(str(name), value), is_option=True))
-    return tuple(layers)
+    named = [
+        Layer(f"{name}={value!r}", nest(str(name), value), is_option=True) for name, value in _to_plain(dotted).items()
+    ]
+    check_given_once(options, named)
+    return (*([] if config is None else read_layers(_to_text("config", config))), *options, *named)
 
 
 def _make_request(kind: type[_Request], **given: Any) -> _Request:

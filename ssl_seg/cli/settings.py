@@ -21,13 +21,15 @@ def make_layers(config: str | None, given: Mapping[str, Any], overrides: Sequenc
         overrides: values of ``--set``.
 
     Raises:
-        ConfigError: for a file that cannot be read, or a ``--set`` without ``=``.
+        ConfigError: for a file that cannot be read, a ``--set`` without ``=``, or one that an option contradicts.
     """
     from ssl_seg.config.layers import read_layers
-    from ssl_seg.config.options import make_option_layers
+    from ssl_seg.config.options import check_given_once, make_option_layers
 
     options = make_option_layers(given, lambda name, value: f"--{name.replace('_', '-')} {value}")
-    return (*([] if config is None else read_layers(config)), *options, *parse_overrides(overrides))
+    settings = parse_overrides(overrides)
+    check_given_once(options, settings)
+    return (*([] if config is None else read_layers(config)), *options, *settings)
 
 
 def parse_overrides(overrides: Sequence[str] | None) -> list[Layer]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssl_seg.config.layers import Layer, nest
+from ssl_seg.config.layers import Layer, flatten, nest
+from ssl_seg.errors import ConfigError
 
 OPTIONS = {
     "data": "data.root",
@@ -50,3 +51,13 @@ def make_option_layers(given: Mapping[str, Any], show: Callable[[str, Any], str]
         for name, value in plain.items()
         if value is not None and value is not False
     ]
+
+
+def check_given_once(options: Sequence[Layer], settings: Sequence[Layer]) -> None:
+    """Raise ConfigError for a setting that has one value by its short name and another one by its own name."""
+    short = {key: (layer.source, value) for layer in options for key, value in flatten(layer.values)}
+    for layer in settings:
+        for key, value in flatten(layer.values):
+            source, other = short.get(key, ("", value))
+            if str(other) != str(value):
+                raise ConfigError(f"{source} and {layer.source} give {key} two values: leave one of them out")

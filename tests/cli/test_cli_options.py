@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,12 @@ import typer
 from conftest import Cli
 from test_cli import assert_refused
 
+import ssl_seg
 from ssl_seg.cli.app import app
 from ssl_seg.cli.option_rules import EXCLUSIVE, IDLE, find_conflict, name_option
+from ssl_seg.config.layers import Layer
+from ssl_seg.config.options import check_given_once, make_option_layers
+from ssl_seg.errors import ConfigError
 
 ALONE = {
     "demo": "out steps",
@@ -142,3 +147,15 @@ def test_names_of_options() -> None:
     assert [name_option(name) for name in ("as_json", "all_", "cpus_per_cell", "set_")] == [
         "--json", "--all", "--cpus-per-cell", "--set",
     ]  # fmt: skip
+
+
+def test_a_setting_has_one_value(cli: Cli, tmp_path: Path) -> None:
+    code, shown, errors = cli("train", "--lr", "0.1", "--set", "optim.lr=0.2", "--out", tmp_path / "r")
+    assert (code, shown) == (2, "")
+    assert "--lr 0.1 and --set optim.lr=0.2 give optim.lr two values: leave one of them out" in errors.replace(
+        "\n", " "
+    )
+    with pytest.raises(ConfigError, match=r"labels=4 and split.labels=5 give split.labels two values"):
+        ssl_seg.train(tmp_path, labels=4, settings={"split.labels": 5})
+    options = make_option_layers({"labels": 4}, lambda name, value: f"{name} {value}")
+    check_given_once(options, [Layer("same", {"split": {"labels": 4}}), Layer("other", {"split": {"seed": 5}})])
