@@ -12,6 +12,7 @@ from ssl_seg.cli.console import TerminalConsole, announce, print_json, show
 from ssl_seg.cli.paths import check_data, check_new_file, describe_loading, take_one_checkpoint
 from ssl_seg.cli.tables import print_rows
 from ssl_seg.report.score_cells import Row, format_interval
+from ssl_seg.scores.text import counted
 
 if TYPE_CHECKING:
     from ssl_seg.scores.calibration import ThresholdRule
@@ -94,7 +95,7 @@ def parse_rule(text: str) -> ThresholdRule:
 def print_calibration(result: dict[str, Any]) -> None:
     """Print what was fitted and chosen, what it gains, and where it is stored."""
     if "sweep" in result:
-        title = f"{result['checkpoint']}, {result['which']}, validation, {result['cases']} cases"
+        title = f"{result['checkpoint']}, {result['which']}, validation, {counted(result['cases'], 'case')}"
         rows = [
             {
                 "threshold": f"{row['threshold']:g}",

@@ -14,7 +14,7 @@ from ssl_seg.files import format_csv, write_text
 from ssl_seg.report.markdown import format_table
 from ssl_seg.report.score_cells import Row, describe_absent, make_object_rows, show_difference, show_margin
 from ssl_seg.report.table import Table, to_table
-from ssl_seg.scores.text import number
+from ssl_seg.scores.text import counted, number
 
 PARTS = {"val": "validation", "test": "sealed test", "all": "all labeled", "out_of_fold": "validation, out of fold"}
 RATIOS = {"iou": "IoU", "precision": "precision", "recall": "recall", "specificity": "specificity"}
@@ -49,7 +49,7 @@ def _describe_evaluation(result: Row) -> Iterator[Part]:
     figures = {net: _list_figures(summary, finds_empty=finds_empty) for net, summary in nets.items()}
     names = next(iter(figures.values()))
     rows = [{"score": name, **{net: own[name] for net, own in figures.items()}} for name in names]
-    yield to_table(f"{result['checkpoint']}, {PARTS[result['part']]}, {len(result['cases'])} cases", rows)
+    yield to_table(f"{result['checkpoint']}, {PARTS[result['part']]}, {counted(len(result['cases']), 'case')}", rows)
     if "classes" in shown:
         yield to_table(f"classes of the {result['which']}", [_make_class_row(row) for row in shown["classes"]])
     if "objects" in shown:
@@ -76,7 +76,7 @@ def _describe_comparison(result: Row) -> Iterator[Part]:
         }
         for place, row in zip(places, result["rows"], strict=True)
     ]
-    yield to_table(f"{base}, {PARTS[result['part']]}, {len(result['cases'])} cases", rows)
+    yield to_table(f"{base}, {PARTS[result['part']]}, {counted(len(result['cases']), 'case')}", rows)
     yield from describe_absent(result["rows"][0])
     yield from _describe_openings(result)
 
@@ -157,9 +157,9 @@ def _list_figures(summary: Row, *, finds_empty: bool) -> dict[str, Any]:
         **({"F1 (pooled, any foreground)": pooled["f1"]} if several else {}),
         **{f"{shown} (pooled{of})": pooled[name] for name, shown in RATIOS.items()},
         f"AP of voxels (pooled{of})": pooled["average_precision"],
-        f"Dice (mean of {mean['n_cases']} cases{classes})": mean["dice"],
+        f"Dice (mean of {counted(mean['n_cases'], 'case')}{classes})": mean["dice"],
         **({"Dice (the same, cases found empty as 0)": mean["dice_empty_zero"]} if finds_empty else {}),
-        f"Dice (mean of the {mean['n_positives']} positive cases{classes})": mean["dice_positives"],
+        f"Dice (mean of the {counted(mean['n_positives'], 'positive case')}{classes})": mean["dice_positives"],
         "missed: nothing predicted": f"{mean['n_missed']} of {mean['n_positives']} positive cases",
         "hallucinated": f"{mean['n_hallucinated']} of {negatives} empty cases",
         "trivial: mean Dice of predicting nothing": mean["predict_nothing"],

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_seg.report.figures import COLORS, new_figure, open_frame, save_figure
+from ssl_seg.scores.text import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +30,9 @@ def plot_calibration(result: dict[str, Any], path: Path) -> None:
         open_frame(axis)
         axis.grid(color="0.92", linewidth=0.8)
         axis.set_axisbelow(True)
-    figure.suptitle(f"{result['checkpoint']}, {result['which']}: {result['cases']} validation cases", fontsize=9)
+    figure.suptitle(
+        f"{result['checkpoint']}, {result['which']}: {counted(result['cases'], 'validation case')}", fontsize=9
+    )
     save_figure(figure, path)
 
 

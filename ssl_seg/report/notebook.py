@@ -14,6 +14,7 @@ from ssl_seg.engine.machine import own_defaults
 from ssl_seg.errors import ConfigError, DataError, RunDirError, did_you_mean, name_examples, quote
 from ssl_seg.report.score_cells import describe_absent, show_difference, show_margin
 from ssl_seg.run.gates import describe_targets
+from ssl_seg.scores.text import counted
 
 if TYPE_CHECKING:
     from ssl_seg.data.audit.doctor import Audit
@@ -226,7 +227,7 @@ class Evaluation:
 
     def __repr__(self) -> str:
         record = self.record
-        lines = [f"Evaluation of {record['checkpoint']} on {record['part']}, {len(record['cases'])} cases"]
+        lines = [f"Evaluation of {record['checkpoint']} on {record['part']}, {counted(len(record['cases']), 'case')}"]
         lines += align_columns(
             [
                 {

@@ -19,7 +19,7 @@ from ssl_seg.report.table import Table, to_table
 from ssl_seg.run.directory import find_last
 from ssl_seg.run.final_scores import NetworkScore, summarize_network
 from ssl_seg.run.seal import Ledger, find_openings
-from ssl_seg.scores.text import UNKNOWN, figure, number, share, shown_f1
+from ssl_seg.scores.text import UNKNOWN, counted, figure, number, share, shown_f1
 
 if TYPE_CHECKING:
     from ssl_seg.report.case_pictures import PredictedCase
@@ -119,7 +119,7 @@ def _describe_run(record: RunRecord) -> str:
         size = format_size(config.data.patch_size)
         parts += [config.method.name, config.network.name, f"{config.data.ndim}D patches of {size}", config.data.root]
     if config is not None and split is not None:
-        parts.append(f"{len(split.labeled_ids(config.split.labels))} labeled cases")
+        parts.append(counted(len(split.labeled_ids(config.split.labels)), "labeled case"))
     return " · ".join(parts)
 
 
@@ -148,7 +148,7 @@ def _make_score_tables(record: RunRecord) -> Iterator[Table]:
             )
         )
     columns = ("network", "step", f"F1{subject}", "mean Dice", "margin", "its 95 % interval")
-    cases = f"{len(used.score.cases)} whole validation cases"
+    cases = counted(len(used.score.cases), "whole validation case")
     text = "Margin: F1 over that of predicting foreground everywhere, on the same cases. best.pt holds the one used."
     yield Table(f"Networks on {cases}", text, columns, tuple(rows))
     summary = used.score.summarize()

@@ -36,7 +36,7 @@ from ssl_seg.run.directory import (
 )
 from ssl_seg.run.final_scores import FinalScores, NetworkScore, load_final_scores, summarize_network
 from ssl_seg.run.request import TrainRequest
-from ssl_seg.scores.text import number
+from ssl_seg.scores.text import counted, number
 
 MOST_LOOKS = 400
 """Looks of a run that are drawn; of more, evenly spread ones."""
@@ -327,8 +327,9 @@ def _name_net(finding: Mapping[str, Any]) -> str:
 def _describe_used(record: RunRecord, scores: Mapping[str, Any], *, usable: bool, collapsed: bool) -> str:
     used = record.used
     where = "" if used is None else f"the {used.net} of step {used.step:,}{', untrained' if used.step == 0 else ''}"
+    cases = counted(scores["n_cases"], "whole validation case")
     compared = (
-        f"F1{name_subject(scores)} {number(scores['f1_macro'])} on {scores['n_cases']} whole validation cases, "
+        f"F1{name_subject(scores)} {number(scores['f1_macro'])} on {cases}, "
         f"{scores['margin']:+.3f} to predicting foreground everywhere ({number(scores['trivial_f1'])})"
     )
     if scores["margin_low"] is not None and scores["margin_high"] is not None:

@@ -10,7 +10,7 @@ from ssl_seg.run.assembly import Feed, Ready
 from ssl_seg.run.console import Console
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.prepare import BegunRun
-from ssl_seg.scores.text import number
+from ssl_seg.scores.text import counted, number
 
 
 def announce(prepared: BegunRun, ready: Ready, first: int, console: Console) -> float | None:
@@ -53,8 +53,8 @@ def _announce_probe(run: RunDir, feed: Feed, console: Console) -> None:
     run.append_event("probe", **facts, loss_ranges=feed.ranges)
     doubt = "" if 0 < facts["foreground"] < 1 else "WARNING, nothing can be judged on it: "
     console.note(
-        f"probe: {doubt}{facts['patches']} patches of {facts['cases']} validation cases, {facts['positive']} of them "
-        f"with foreground, {facts['foreground']:.1%} of all voxels"
+        f"probe: {doubt}{facts['patches']} patches of {counted(int(facts['cases']), 'validation case')}, "
+        f"{facts['positive']} of them with foreground, {facts['foreground']:.1%} of all voxels"
     )
     ranges = ", ".join(f"{name} {constant:.3f} to {perfect:.3f}" for name, (perfect, constant) in feed.ranges.items())
     if ranges:

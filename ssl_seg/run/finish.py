@@ -41,6 +41,7 @@ from ssl_seg.run.resources import count_given_workers
 from ssl_seg.run.scenarios import find_scenarios
 from ssl_seg.run.session import LoopResult, Session
 from ssl_seg.scores.objects import describe_objects
+from ssl_seg.scores.text import counted
 
 BATCH_NORM_BATCHES = 50
 """Training batches that the BatchNorm statistics of averaged weights are estimated on."""
@@ -161,7 +162,8 @@ def _summarize(final: FinalScores, prepared: BegunRun, console: Console) -> dict
     name = SELECTION_NAMES[final.select]
     name += " (mean of classes)" if final.select in ("f1", "dice") and prepared.config.data.num_classes > 2 else ""
     where = "the mean of the students" if used.source == "swa" else f"epoch {epoch}"
-    value = f"{name} {abs(scores['selected']['score']):.3f} on {len(used.score.cases)} whole validation cases"
+    cases = counted(len(used.score.cases), "whole validation case")
+    value = f"{name} {abs(scores['selected']['score']):.3f} on {cases}"
     if (threshold := prepared.config.prediction.threshold) is not None:
         value += f" at a threshold of {threshold:g}"
     if final.select == "dice":  # which empty cases flatter
