@@ -196,7 +196,8 @@ def read_facts(
         if all(own <= of_image for own, of_image in zip(mask.shape[1:], shape, strict=False)) and not same:
             order = (
                 " If only a part of the image is labeled, write its mask into an array of the size of the image that "
-                "holds 255 wherever nobody has labeled, and give data.ignore_value=255."
+                "holds a value that no label has wherever nobody has labeled, and name it: data.ignore_value=255, or "
+                "data.ignore_value=128 for masks of 0 and 255."
             )
         if len(mask.shape) == len(image.shape) + 1 and shape in (mask.shape[2:], mask.shape[1:-1]):
             order = f" If the mask has a plane for each class (one-hot, or probabilities), {ONE_INTEGER}."

@@ -68,13 +68,14 @@ def _describe_shapes(shapes: dict[str, Any]) -> str:
         from ssl_seg.data.facts import format_size  # loads NumPy, which the help of commands does without
 
         return format_size(shapes["min"])
-    return f"{_describe_ranges(shapes)}; {shapes['different']} sizes"
+    return f"{_describe_ranges(shapes, 'g')}; {shapes['different']} sizes"
 
 
-def _describe_ranges(values: dict[str, Any]) -> str:
+def _describe_ranges(values: dict[str, Any], digits: str = ".3g") -> str:
     """Return the range along each axis, and the medians."""
-    ranges = [f"{a:.3g}" if a == b else f"{a:.3g}..{b:.3g}" for a, b in zip(values["min"], values["max"], strict=True)]
-    return f"{' x '.join(ranges)} (median {' x '.join(f'{v:.3g}' for v in values['median'])})"
+    low, high, median = ([format(v, digits) for v in values[name]] for name in ("min", "max", "median"))
+    ranges = (a if a == b else f"{a}..{b}" for a, b in zip(low, high, strict=True))
+    return f"{' x '.join(ranges)} (median {' x '.join(median)})"
 
 
 def make_set_rows(measures: Sequence[SetMeasures]) -> list[dict[str, Any]]:

@@ -303,8 +303,11 @@ def test_parts_of_another_form(tmp_path: Path, change: dict[str, object]) -> Non
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no checkpoint file .*none\.pt"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint file .*none\.pt: name a run"):
         load_checkpoint(tmp_path / "none.pt")
+    (tmp_path / "first").mkdir()
+    with pytest.raises(CheckpointError, match=r"frist \(did you mean 'first'\?\)"):
+        load_checkpoint(tmp_path / "frist")
     with pytest.raises(CheckpointError, match=r"is a folder.*best\.pt"):
         load_checkpoint(tmp_path)
 

@@ -21,6 +21,7 @@ from ssl_seg.data.splits.files import load_split, save_split
 from ssl_seg.report import check_pages
 from ssl_seg.report.audit_figure import Sample, paint_sample
 from ssl_seg.report.check_pages import make_audit_page
+from ssl_seg.report.check_tables import describe_summary
 from ssl_seg.report.figures import MOST_POINTS, class_color, draw_panels
 from ssl_seg.report.page import Page, render_page
 from ssl_seg.report.split_figure import make_split_panels
@@ -33,6 +34,15 @@ def audited(particles_dir: Path) -> Audit:
 
 def make_page(audited: Audit, findings: Sequence[Finding]) -> Page:
     return make_audit_page(replace(audited, findings=tuple(findings)), "ssl-seg train", "ssl-seg data audit")
+
+
+@pytest.mark.parametrize(("longest", "words"), [(999, "256..999"), (1000, "256..1000"), (10240, "256..10240")])
+def test_sizes_are_whole_numbers_of_voxels(audited: Audit, longest: int, words: str) -> None:
+    shapes = {"different": 2, "min": [256, 256], "median": [320.5, 256], "max": [longest, 256]}
+    assert (
+        describe_summary({**audited.summary, "shapes": shapes})["size"]
+        == f"{words} x 256 (median 320.5 x 256); 2 sizes"
+    )
 
 
 FAULT, WARNING, INFO = (Finding(f"a_{level}", level, f"some {level}", ("x",)) for level in ("fault", "warn", "info"))
