@@ -166,7 +166,11 @@ ACTIONS: Mapping[str, tuple[Action, ...]] = {
     "mode_gap": (Action("train again with network.norm=instance"),),
     "loss_metric_divergence": (Action("let `ssl-seg diagnose` compare what training and prediction feed the network"),),
     "inverted_output": (
-        Action("check data.label_values and data.label_map (background first): `ssl-seg data audit DATA`"),
+        Action(
+            "check data.label_values and data.label_map (background first): `ssl-seg data audit DATA`; if F1 on the "
+            "training patches is high, they are right, and these images look unlike the labeled ones: "
+            "label some like them"
+        ),
     ),
     "constant_output": _STATE,
     "uniform_ratio": _STATE,

@@ -23,6 +23,8 @@ _PANEL = 2.7
 
 _SHOWN_SIDE = 256
 """Pixels that a panel of a figure or page has at least on its longer side."""
+_MOST_ADDED = 0.05
+"""Share of a picture that widened errors may add: speckle would cover it."""
 _AROUND = np.ones((3, 3), bool)
 
 INPUT, TRUTH, PROBABILITY, CLASSES, PREDICTION = (
@@ -162,6 +164,7 @@ def widen(error: NDArray[np.bool_], others: NDArray[np.bool_]) -> NDArray[np.boo
 
     An object that is missed, or false, as a whole gets a pixel of the panel on each side: a scratch or a dot would be
     lost among the pixels of the image. Errors beside other foreground stay as they are in images as small as a panel.
+    Many errors all over the image are returned as they are: they can be seen, and wider ones would look like far more.
     """
     if not error.any():
         return error
@@ -172,7 +175,7 @@ def widen(error: NDArray[np.bool_], others: NDArray[np.bool_]) -> NDArray[np.boo
     wide: NDArray[np.bool_] = error | ndimage.binary_dilation(whole, _AROUND, scale)
     if scale > 1:
         wide |= ndimage.binary_dilation(error, _AROUND, scale // 2)
-    return wide
+    return wide if np.mean(wide & ~error) <= _MOST_ADDED else error
 
 
 def _luminance(image: NDArray[np.float32]) -> NDArray[np.float64]:

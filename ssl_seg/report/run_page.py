@@ -107,7 +107,7 @@ def _explain_cases(record: RunRecord) -> str:
     )
     text = f"Validation cases by Dice{network}. Errors: found in green, missed in blue, false in red"
     if record.config is None or record.config.data.num_classes < 3:
-        return f"{text}. What is missed or false as a whole is drawn a pixel wider, so that it can be seen."
+        return f"{text}. What is missed or false as a whole is drawn a pixel wider where it is rare, to be seen."
     values = record.config.data.label_values[1:] or range(1, record.config.data.num_classes)
     return f"{text}; foreground of a wrong class in yellow. Classes: {describe_class_colors([*map(str, values)])}."
 

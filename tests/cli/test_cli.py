@@ -97,9 +97,9 @@ class TestTrain:
         assert (config["seed"], config["split"]["labels"]) == (3, 0.5)
         assert_refused(cli("train", "--config", tiny_config, "--out", out), "never overwritten", "--resume")
 
-    def test_options_beat_files_and_set_beats_options(self, cli: Cli, tiny_config: Path, tmp_path: Path) -> None:
+    def test_options_and_set_beat_files(self, cli: Cli, tiny_config: Path, tmp_path: Path) -> None:
         out = tmp_path / "run"
-        arguments = ("--epochs", 1, "--lr", 0.5, "--batch-size", 3, "--set", "optim.lr=0.25", "--method", "supervised")
+        arguments = ("--epochs", 1, "--batch-size", 3, "--set", "optim.lr=0.25", "--method", "supervised")
         assert cli("train", "--config", tiny_config, "--out", out, *arguments)[0] == 0
         config = yaml.safe_load((out / "config.yaml").read_text())
         assert config["length"] == {"steps": 6, "steps_per_epoch": 6, "snapshots": 0}

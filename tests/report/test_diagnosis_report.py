@@ -409,6 +409,14 @@ class TestExamples:
         assert blue[:39].nonzero()[0].tolist() == list(range(20 - scale, 21 + scale))
         assert blue[50:].sum() == (1 if scale == 1 else 1 + 2 * (scale // 2))
 
+    @pytest.mark.parametrize(("stride", "is_wider"), [(8, False), (16, True)])
+    def test_false_speckle_does_not_cover_the_picture(self, stride: int, is_wider: bool) -> None:
+        """A wider dot has 8 pixels more: 3 % of the picture with a dot in 256 pixels, 12 % with a dot in 64."""
+        pred = np.zeros((128, 128), bool)
+        pred[::stride, ::stride] = True
+        red = color_errors(example(image=None, truth=np.zeros((128, 128), np.int64), pred=pred, prob=None))[..., 0] > 0
+        assert (red.sum() > pred.sum()) == is_wider
+
     def test_classes_have_their_colors_in_truth_and_prediction(self, draw: Any) -> None:
         truth, pred = np.array([[0, 1, 2, 3, IGNORE_INDEX]]), np.array([[1, 2, 3, 0, 0]])
         three = example(image=None, truth=truth, pred=pred, prob=None)
