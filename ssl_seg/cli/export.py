@@ -37,13 +37,14 @@ def export(
     announce(describe_loading([found]))
     from ssl_seg.results.export import FORMATS, ExportRequest
     from ssl_seg.results.export import export as run_export
+    from ssl_seg.scores.text import counted
 
     request = ExportRequest(found, output, which, not uncalibrated, overwrite)
     result = run_export(request, note=lambda text: show(text, err=True))
     if as_json:
         print_json(result)
         return
-    compared = f"{len(result['compared_on'])} validation images" if result["compared_on"] else "random numbers"
+    compared = counted(len(result["compared_on"]), "validation image") if result["compared_on"] else "random numbers"
     show(
         f"wrote {output}: {FORMATS[output.suffix]}, {result['which']} of step {result['step']}; on {compared} its "
         f"probabilities differ from those of the network by {result['difference']:.1g} at most"

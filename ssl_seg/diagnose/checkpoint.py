@@ -40,6 +40,7 @@ from ssl_seg.monitor.verdicts import judge
 from ssl_seg.networks.precision import choose_device_if_given
 from ssl_seg.results.evaluation import describe_reading, note_names, open_cases
 from ssl_seg.run.seal import find_sealed
+from ssl_seg.scores.text import counted
 
 PARTS: tuple[Part, ...] = ("val", "train", "new", "test")
 LEAST_IMAGES = 4
@@ -310,5 +311,5 @@ def _describe_health(statistics: Mapping[str, Any], tally: Tally) -> str:
     if "scores" not in statistics:
         return text
     scores = statistics["scores"]
-    where = f" on {scores['images']} validation images"
+    where = f" on {counted(scores['images'], 'validation image')}"
     return f"{text}; {describe_f1(scores, where)}"

@@ -22,6 +22,7 @@ from ssl_seg.inference.decision import Cleaning, Decision
 from ssl_seg.inference.model import Model, compute_fingerprint
 from ssl_seg.inference.scoring import PredictFn
 from ssl_seg.scores.calibration import Scaling
+from ssl_seg.scores.text import counted
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class Calibration:
         biases = ", ".join(f"{bias:+.2f}" for bias in self.scaling.biases[1:])
         cut = "" if self.threshold is None else f", foreground above {self.threshold:.3f}"
         cut += "".join(f", {own}" for own in self.cleaning if own != Cleaning())
-        return f"temperature {self.scaling.temperature:.2f}, bias {biases}{cut} ({self.cases} validation cases)"
+        return (
+            f"temperature {self.scaling.temperature:.2f}, bias {biases}{cut} ({counted(self.cases, 'validation case')})"
+        )
 
 
 _CALIBRATIONS = TypeAdapter(dict[str, Calibration])
