@@ -299,7 +299,7 @@ class DataAudit:
         lines = [f"{head}{counts['labeled']} with a mask, {summary['faults']} fault(s)"]
         lines += [f"note: {note}" for note in summary["notes"]]
         lines += [f"{finding.level}: {describe_finding(finding)}" for finding in self.audit.findings]
-        advice = f"ssl_seg.train({summary['root']!r}, labels=0.1)" if self.ok else "fix the faults"
+        advice = f"ssl_seg.train({summary['root']!r})" if self.ok else "fix the faults"
         return "\n".join([*lines, f"next: {advice}"])
 
 
