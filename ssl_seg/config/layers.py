@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from ssl_seg.config import Config
 from ssl_seg.config.hints import describe_problem, find_source
@@ -300,12 +301,24 @@ def validate(
     try:
         made = adapter.validate_python(values)
     except ValidationError as error:
-        problems = [describe_problem(model, item, sources or {}, prefix) for item in error.errors(include_url=False)]
+        items = _leave_out_shortened(error.errors(include_url=False))
+        problems = [describe_problem(model, item, sources or {}, prefix) for item in items]
         raise ConfigError("\n".join(chain.from_iterable(problems))) from None
     if counted := [prefix + name for name in _find_counted(values, adapter.dump_python(made), "")]:
         rule = "holds yes, no, on, off, true or false, where a number is needed"
         raise ConfigError("\n".join(f"{find_source(name, sources or {})}{name} {rule}" for name in counted))
     return made
+
+
+def _leave_out_shortened(items: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Return the errors but those on lengths of lists that are short only because pydantic dropped wrong items."""
+    places = [item["loc"] for item in items]
+    return [
+        item
+        for item in items
+        if item["type"] != "too_short"
+        or not any(len(place) > len(item["loc"]) and place[: len(item["loc"])] == item["loc"] for place in places)
+    ]
 
 
 def _find_counted(given: Any, made: Any, name: str) -> Iterator[str]:

@@ -34,7 +34,7 @@ def get_loss_function(name: str, **options: Any) -> Callable[[Tensor, Tensor], T
     Raises:
         ConfigError: unknown name or option, with the nearest known one; or a wrong value.
     """
-    bare = name.lower().removesuffix("_loss")
+    bare = str(name).lower().removesuffix("_loss")
     known = OTHER_NAMES.get(bare, bare)
     if known in PRESETS and known not in LOSSES:
         named = [key for key in options if key.endswith("_weight")]

@@ -325,3 +325,12 @@ def test_yes_is_no_number(tmp_path: Path, text: str, name: str | None) -> None:
 def test_a_file_of_comments_sets_nothing(tmp_path: Path) -> None:
     (layer,) = read_layers(write(tmp_path / "x.yaml", "# seed: 1\n"))
     assert layer.values == {}
+
+
+@pytest.mark.parametrize(("size", "lines"), [("[0, 0]", 2), ("[64, 0]", 1), ("[64]", 1), ("[]", 1)])
+def test_a_list_is_called_short_only_where_items_are_missing(size: str, lines: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_partial(merge_layers([parse_override(f"data.patch_size={size}")]))
+    said = str(caught.value).splitlines()
+    assert len(said) == lines
+    assert any("at least 2 items" in line for line in said) == ("0" not in size)

@@ -50,11 +50,12 @@ def test_names(name: str, here: str) -> None:
     ("name", "options", "words"),
     [
         ("dyce", {}, "did you mean 'dice'"),
+        (None, {}, "unknown loss 'none'"),
         ("dice", {"dice_weight": 2.0}, "dice_weight"),
         ("combined", {"bcee_weight": 1.0}, "bcee"),
     ],
 )
-def test_slips_are_named(name: str, options: dict[str, float], words: str) -> None:
+def test_slips_are_named(name: Any, options: dict[str, float], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         get_loss_function(name, **options)
 
