@@ -11,8 +11,9 @@ from torch import nn
 
 from ssl_seg.config import NETS, Config, NetworkConfig
 from ssl_seg.config.layers import validate
-from ssl_seg.errors import CheckpointError, ConfigError
+from ssl_seg.errors import CheckpointError, ConfigError, quote
 from ssl_seg.inference.sliding import LONG, OVERLAP, Predictor
+from ssl_seg.monitor.catalog import beats_trivial
 from ssl_seg.networks.builders import build_network, get_network_spec
 from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, load_weights
 from ssl_seg.networks.precision import Autocast, choose_device, choose_inference_precision, has_device, make_autocast
@@ -60,6 +61,17 @@ class Model:
         if trained.precision == "bf16" and choose_inference_precision("bf16", self.device) != "bf16":
             texts.append(f"{self.path} was trained in bf16, which this {here} only emulates: computing in fp32")
         return texts
+
+    def describe_doubt(self, net: str) -> list[str]:
+        """Return a warning where a network was no better than foreground everywhere when it was last scored."""
+        scores = self.checkpoint.scores
+        f1, trivial = scores[net]["f1_macro"], scores["trivial_f1"]
+        if beats_trivial(f1, trivial):
+            return []
+        return [
+            f"WARNING the {net} of {self.path} is not good enough to be used: F1 {f1:.3f} on validation, predicting "
+            f"foreground everywhere {trivial:.3f}. What is wrong: ssl-seg diagnose {quote(self.path)}"
+        ]
 
     @property
     def window_factor(self) -> int:

@@ -168,8 +168,7 @@ ACTIONS: Mapping[str, tuple[Action, ...]] = {
     "inverted_output": (
         Action(
             "check data.label_values and data.label_map (background first): `ssl-seg data audit DATA`; if F1 on the "
-            "training patches is high, they are right, and these images look unlike the labeled ones: "
-            "label some like them"
+            "training patches is high, look at the validation masks: these images may be unlike the labeled ones"
         ),
     ),
     "constant_output": _STATE,

@@ -333,7 +333,12 @@ def _is_sound(checkpoint: Checkpoint) -> bool:
         and all(isinstance(n, int) and 0 <= n <= len(progress.history) for n in progress.collapsed)
         and isinstance(progress.ending, str | None)
         and all(isinstance(content, str) for content in checkpoint.seen_labels)
-        and all(isinstance(scores[net][key], float) for net in ("student", "teacher") for key in ("f1", "margin"))
+        and all(
+            isinstance(scores[net][key], float)
+            for net in ("student", "teacher")
+            for key in ("f1", "f1_macro", "margin")
+        )
+        and isinstance(scores["trivial_f1"], float)
         and all(isinstance(scores[net]["nonfinite"], int) for net in ("student", "teacher"))
         and scores["selected"]["net"] in ("student", "teacher")
         and isinstance(scores["selected"]["collapsed"], list)

@@ -105,6 +105,8 @@ def export(request: ExportRequest, note: Callable[[str], None] = lambda _: None)
     (model,) = open_members([request.checkpoint], request.which, torch.device("cpu"))
     (net,) = model.nets
     calibration = find_calibration(model, net, note) if request.calibrated else None
+    for text in model.describe_doubt(net) if calibration is None else ():
+        note(text)
     about = describe(model, net, calibration)
     if suffix == ".pt2":  # it takes no other windows
         about["longest_window"] = about["patch_size"]

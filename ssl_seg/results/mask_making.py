@@ -206,6 +206,9 @@ def open_maker(request: PredictRequest, models: Sequence[Model], note: Callable[
     """Return how masks are made with networks; a note says which calibration is left out."""
     nets = [(model, net) for model in models for net in model.nets]
     calibration = find_calibration(*nets[0], note) if request.calibrated and len(nets) == 1 else None
+    if calibration is None and request.threshold is None:  # a better threshold may be all that is missing
+        for text in (text for model, net in nets for text in model.describe_doubt(net)):
+            note(text)
     for model in models if len(nets) > 1 else ():
         if (stored := calibration_path(model.path)).is_file():
             note(f"{stored} belongs to one network: the mean of {len(nets)} does not use it")

@@ -669,6 +669,16 @@ class TestModel:
         assert better_net(load_checkpoint(path)) == used
         assert open_model(path, CPU).better == used
 
+    @pytest.mark.parametrize(("f1", "doubted"), [(0.4, True), (0.509, True), (0.511, False)])
+    def test_a_network_that_beats_nothing_is_not_to_be_used(
+        self, tiny_run: Path, tmp_path: Path, f1: float, doubted: bool
+    ) -> None:
+        net = make_net_score(f1) | {"f1_macro": f1}
+        recorded = make_scores(net, net) | {"trivial_f1": 0.5}
+        path = rewrite(tiny_run, tmp_path / "x.pt", scores=recorded)
+        said = open_model(path, CPU).describe_doubt("student")
+        assert [f"F1 {f1:.3f} on validation" in text for text in said] == [True] * doubted
+
     @pytest.mark.parametrize(
         ("change", "words"),
         [

@@ -190,7 +190,8 @@ class TestContinuing:
         masks = predict(request_, note=notes.append)
         assert [mask.name for mask in masks] == [f"{n}.png" for n in range(after, IMAGES)]
         assert len(quick) == IMAGES - after
-        assert [f"{after} of {IMAGES}" in text for text in notes] == [True] * bool(after)
+        kept = [text for text in notes if "are there already" in text]
+        assert [f"{after} of {IMAGES}" in text for text in kept] == [True] * bool(after)
         assert all(contents(tmp_path / "out")[name] == own for name, own in before.items() if name != RECORD)
         del quick[:]
         assert predict(request_) == quick == []
@@ -206,7 +207,7 @@ class TestContinuing:
         record.write_text("".join(lines[:-1]) + lines[-1][:9])
         notes: list[str] = []
         predict(request_, note=notes.append)
-        assert f"{IMAGES - 1} of {IMAGES}" in notes[0]
+        assert any(f"{IMAGES - 1} of {IMAGES}" in text for text in notes)
 
     def test_ctrl_c_names_the_command(
         self, cli: Cli, tiny_run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
