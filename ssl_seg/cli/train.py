@@ -134,12 +134,13 @@ def _run_once(request: TrainRequest, bootstrap: Path | None, given: Mapping[str,
 
 def _report(result: TrainResult) -> None:
     from ssl_seg.monitor.findings import describe_codes
-    from ssl_seg.report.run_record import read_run
+    from ssl_seg.report.run_record import describe_few_cases, read_run
 
     run, verdict = result.run, result.verdict
     if result.ending == "interrupted":
         end_interrupted(f"after step {result.step}", f"ssl-seg train --resume {quote(run.path)}")
-    banner = read_run(run.path).banner  # the page of the run says the same
+    record = read_run(run.path)
+    banner = record.banner  # the page of the run says the same
     commands = "\n      ".join(banner.commands)
     if result.ending == "collapsed":
         show(
@@ -157,6 +158,8 @@ def _report(result: TrainResult) -> None:
     show(f"verdict: {' '.join([verdict.level, ', '.join(describe_codes(verdict, used))]).rstrip()}")
     if banner.state != "healthy":
         show(banner.title)
+    for text in describe_few_cases(record):
+        show(text)
     show(f"next: {commands}")
 
 

@@ -257,6 +257,7 @@ def judge_run(record: RunRecord) -> Banner:
     usable = used is not None and not used.collapsed and used.score.nonfinite == 0 and not is_trivial
     if scores is not None:
         reasons.append(_describe_used(record, scores, usable=usable, collapsed=level == "collapsed"))
+        reasons += describe_few_cases(record)
     state, kind = STATES[level], None if ending is None else ending["event"]
     if level == "collapsed":
         since = _find_since(record)
@@ -337,6 +338,17 @@ def _describe_used(record: RunRecord, scores: Mapping[str, Any], *, usable: bool
     if not usable:
         return f"Do not use best.pt, {where}: {compared}"
     return f"best.pt {'is from before the collapse: ' if collapsed else 'holds '}{where}, {compared}"
+
+
+def describe_few_cases(record: RunRecord) -> list[str]:
+    """Return what to do where a run that is no fold has too few validation cases for an interval of its margin."""
+    scores, is_fold = record.used_scores, record.config is not None and record.config.split.folds is not None
+    if scores is None or is_fold or scores["margin_low"] is not None or not scores["trivial_f1"]:
+        return []
+    return [
+        f"Judged by {counted(scores['n_cases'], 'case')}, which is too few to tell: train with --folds 5 --fold all, "
+        "where each labeled image is validated on once, or label more"
+    ]
 
 
 def _describe_unfinished(record: RunRecord, level: str) -> tuple[str, list[str]]:

@@ -161,6 +161,15 @@ class TestBanner:
         assert ("no better than a trivial predictor" in shown) == (dice < 0.41)
         assert f"next: {'ssl-seg diagnose' if dice < 0.41 else 'ssl_seg.evaluate'}" in repr(told)
 
+    def test_few_validation_cases_are_told_but_in_folds(self, tmp_path: Path) -> None:
+        end = {"event": "finished", "step": 12, "verdict": "ok", "codes": []}
+        for count, folds, told in ((7, None, True), (8, None, False), (7, 5, False)):
+            final = make_final(make_dice_score([0.9] * count))
+            config = make_config({"split": {"folds": folds}})
+            path = make_run(tmp_path / f"{count}{folds}", [make_look(12)], [end], final, config)
+            reasons = read_run(path).banner.reasons
+            assert any(text.startswith("Judged by 7 cases") for text in reasons) == told
+
     def test_a_run_that_has_gone_is_shown_as_such(self, tmp_path: Path) -> None:
         told = ssl_seg.load_run(make_healthy(tmp_path / "run"))
         shutil.rmtree(tmp_path / "run")
