@@ -100,7 +100,7 @@ def test_evaluate_and_predict_take_the_directory_of_a_run(
     assert sorted(written.masks) == sorted((tmp_path / "masks").glob("*.png"))
     assert f"wrote {len(written.masks)} to" in repr(written)
     again = ssl_seg.predict(run.path, particles_dir / "images", tmp_path / "masks")
-    assert (again.masks, len(again.notes)) == ((), 1)
+    assert (again.masks, ["are kept" in text for text in again.notes].count(True)) == ((), 1)
     assert "are kept" in repr(again)
     assert capsys.readouterr() == ("", "")
 
