@@ -84,6 +84,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" (did you mean '{nearest[0]}'?)" if nearest else ""
 
 
+def did_you_mean_path(path: Path) -> str:
+    """Return the same for a path that is not there, by what lies beside it; nothing where that cannot be listed."""
+    try:
+        return did_you_mean(path.name, [found.name for found in path.parent.iterdir()])
+    except OSError:
+        return ""
+
+
 def name_examples(items: Iterable[object], most: int = 3, *, between: str = ", ", total: int | None = None) -> str:
     """Return the first ``most`` items and how many there are beyond: ``a, b, c, ... (4 more)``.
 

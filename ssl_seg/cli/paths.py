@@ -54,11 +54,10 @@ def check_data(root: str | None) -> None:
         DataError: if there is nothing.
     """
     from ssl_seg.data.synthetic import is_synthetic
-    from ssl_seg.errors import DataError, did_you_mean
+    from ssl_seg.errors import DataError, did_you_mean_path
 
     if root is not None and not is_synthetic(root) and not Path(root).expanduser().exists():
-        path = Path(root).expanduser()
-        hint = did_you_mean(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
+        hint = did_you_mean_path(Path(root).expanduser())
         raise DataError(
             f"{root} does not exist{hint}: name a folder, a manifest, or synthetic:particles or synthetic:sheets"
         )

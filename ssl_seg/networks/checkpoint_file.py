@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from ssl_seg.errors import CheckpointError, did_you_mean, quote
+from ssl_seg.errors import CheckpointError, did_you_mean_path, quote
 
 PRETRAINING_FILE = "pretraining.json"
 """Marks the directory of a pre-training."""
@@ -32,9 +32,9 @@ def check_checkpoint_file(path: Path) -> None:
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder without checkpoints/best.pt: name a checkpoint or a run")
     if not path.is_file():
-        beside = (p.name for p in path.parent.iterdir()) if path.parent.is_dir() else ()
-        hint = did_you_mean(path.name, beside)
-        raise CheckpointError(f"no checkpoint file {path}{hint}: name a run directory or a checkpoint (.pt)")
+        raise CheckpointError(
+            f"no checkpoint file {path}{did_you_mean_path(path)}: name a run directory or a checkpoint (.pt)"
+        )
     try:
         with path.open("rb") as file:
             head = file.read(len(ZIP_MAGIC))
