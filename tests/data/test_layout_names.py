@@ -117,6 +117,19 @@ def test_masks_of_some_images_and_masks_of_two_kinds(tmp_path: Path) -> None:
     assert said(listing, "masks are taken from gt/")
     assert said(listing, "1 file(s) of masks/ are not used: another folder has the masks")
     assert said(listing, "1 image(s) outside the folder for images are not used (a_preview)")
+    assert [(f.code, f.level, f.cases) for f in listing.findings] == [("two_mask_folders", "warn", ("a",))]
+
+
+def test_fields_of_view_are_not_taken_for_masks(tmp_path: Path) -> None:
+    for name in ("01_dr", "02_g", "03_h"):  # as HRF names its files
+        touch(tmp_path, f"hrf/images/{name}.JPG", f"hrf/manual1/{name}.tif", f"hrf/mask/{name}_mask.tif")
+        touch(tmp_path, f"chase/images/{name}.png", f"chase/labels/{name}.png", f"chase/masks/{name}.png")
+        touch(tmp_path, f"alone/images/{name}.png", f"alone/masks/{name}.png")
+    hrf = find_listing(tmp_path / "hrf")
+    assert pairs(hrf, tmp_path / "hrf")["02_g"] == ("images/02_g.JPG", "manual1/02_g.tif")
+    for folder in ("hrf", "chase"):
+        assert [f.code for f in find_listing(tmp_path / folder).findings] == ["two_mask_folders"]
+    assert find_listing(tmp_path / "alone").findings == ()
 
 
 def test_parts_are_one_data_set(tmp_path: Path) -> None:

@@ -64,6 +64,8 @@ def audit(root: str, settings: CatalogSettings = DEFAULTS, *, track: Track = pas
     findings = tuple(sort_findings(found))
     summary = summarize(root, listing, facts, read.meaning.label_values or (), read.meaning.ignore_value)
     summary["notes"] += [*read.reading_notes, *([f"for training, {tiling.note}"] if tiling.note else [])]
+    said = {f"WARNING {finding.message}" for finding in findings}
+    summary["notes"] = [note for note in summary["notes"] if note not in said]
     alike = [asdict(pair) for pair in copies.pairs]
     summary["copies"] = {"exact": copies.exact, "near": copies.copies, "crowds": copies.crowds, "alike": alike}
     summary |= {name: sum(f.level == level for f in findings) for level, name in _LEVELS.items()}

@@ -206,7 +206,7 @@ def _list(layout: str, root: Path, files: Files, source: _Source | None) -> List
         message = f"{len(further)} further mask(s) of an image are not used"
         notes += (f"{message} ({name_examples(sorted(further))})",)
         findings += (Finding("further_mask", "warn", message, tuple(sorted(further))),)
-    alike = tuple(_find_additions(images.keys() - used.keys(), used))
+    alike = (*_find_additions(images.keys() - used.keys(), used), *_find_rivals(files, source, len(used)))
     notes, findings = (*notes, *(f"WARNING {finding.message}" for finding in alike)), (*findings, *alike)
     if files.outside:
         notes += (f"{len(files.outside)} image(s) outside the folder for images are not used "
@@ -248,6 +248,21 @@ def _find_additions(unlabeled: Collection[str], labeled: Collection[str]) -> Ite
                 f"({name_examples(names)}): move them away if they are maps, drawings or channels of those images"
             )
             yield Finding("named_like_labeled", "warn", message, tuple(names))
+
+
+def _find_rivals(files: Files, source: _Source | None, used: int) -> Iterator[Finding]:
+    """Report other folders for masks that hold half as many files as are ``used``, or more: a mask of the field of view
+    beside that of the vessels, say."""
+    if source is None or source.marker:
+        return
+    taken = _folder_of(files.masks[source.word])
+    for others in (others for word, others in files.masks.items() if word != source.word and 2 * len(others) >= used):
+        other = _folder_of(others)
+        message = (
+            f"{taken} and {other} are both folders for masks by their names, and {taken} is used: if the masks that "
+            f"you mean are in {other}, move {taken} out of the data set"
+        )
+        yield Finding("two_mask_folders", "warn", message, tuple(sorted(others)))
 
 
 def _folder_of(files: Mapping[str, Path]) -> str:

@@ -17,6 +17,7 @@ IMAGE_WORDS = (
     "originals", "original",
 )  # fmt: skip
 MASK_WORDS = (
+    "1stmanual", "manual1", "manual",  # beside these, mask/ is the field of view
     "masks", "mask", "cpmasks", "labels", "label", "segmentations", "segmentation", "segs", "seg", "annotations",
     "annotation", "ann", "anns", "gt", "gts", "groundtruth", "truth", "targets", "target", "instances", "instance",
     "inklabels", "segmentationclass", "segmentationobject", "labelmaps",
