@@ -351,7 +351,8 @@ def open_catalog(root: str | Path, settings: CatalogSettings = DEFAULTS, *, trac
     findings = [*read.listing.findings, *read.faults, *check_kinds(facts), *read.findings, *unexpected]
     _raise_faults(root, select_faults(findings))
     empty = check_empty_masks(facts, asks=read.listing.leaves_labeling_open)
-    of_masks = (*check_missing_masks(read.cases), *empty, *check_full_masks(facts), *check_same_masks(facts))
+    full = check_full_masks(facts, read.meaning)
+    of_masks = (*check_missing_masks(read.cases), *empty, *full, *check_same_masks(facts))
     useless = [finding for finding in of_masks if finding.code in _USELESS_MASKS and finding.level != "info"]
     about = (*check_doubts(facts), *read.findings, *read.about, *useless)
     wrong = [

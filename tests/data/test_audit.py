@@ -195,19 +195,28 @@ def test_missing_masks_are_not_empty_ones() -> None:
 
 def test_full_and_tiny_masks() -> None:
     facts = named(fact(1.0), fact(0.999), fact(0.0), fact(0.00009), fact(0.0001), fact(None))
-    assert brief(checks.check_full_masks(facts)) == [("full_mask", "warn", ("0",))]
+    assert brief(checks.check_full_masks(facts, Meaning())) == [("full_mask", "warn", ("0",))]
     assert brief(checks.check_tiny_foreground(facts)) == [("tiny_foreground", "info", ("3",))]
+
+
+def test_objects_that_fill_all_images() -> None:
+    grains = named(*(fact(1.0, values=(1,), counts=(64,)) for _ in range(3)))
+    (semantic,) = checks.check_full_masks(grains, Meaning("instances"))
+    assert (semantic.level, "data.task=instances" in semantic.message) == ("fault", True)
+    (objects,) = checks.check_full_masks(grains, Meaning("instances", task="instances"))
+    assert (objects.code, objects.level) == ("all_masks_full", "info")
 
 
 def test_masks_without_any_background() -> None:
     full = fact(1.0, values=(255,), counts=(64,))
-    (finding,) = checks.check_full_masks(named(full, full, fact(None)))
+    (finding,) = checks.check_full_masks(named(full, full, fact(None)), Meaning())
     assert (finding.code, finding.level, finding.cases) == ("all_masks_full", "fault", ("0", "1"))
     assert "all 2 masks hold 255 and nothing else" in finding.message
-    (finding,) = checks.check_full_masks(named(fact(1.0, values=(1, 2), counts=(9, 9)), fact(1.0, values=(2, 3))))
+    several = named(fact(1.0, values=(1, 2), counts=(9, 9)), fact(1.0, values=(2, 3)))
+    (finding,) = checks.check_full_masks(several, Meaning())
     assert (finding.code, finding.level) == ("all_masks_full", "warn")
     assert "one of the values 1, 2, 3." in finding.message
-    assert brief(checks.check_full_masks(named(full, fact(0.0)))) == [("full_mask", "warn", ("0",))]
+    assert brief(checks.check_full_masks(named(full, fact(0.0)), Meaning())) == [("full_mask", "warn", ("0",))]
 
 
 def test_a_manifest_that_calls_an_empty_mask_segmented() -> None:

@@ -47,6 +47,8 @@ CASES = {
     "a class with a gap": ([*[[0, 1]] * 4, [0, 7]], ["4"], {"label_values": [0, 1, 7]}, None),
     "255 everywhere": ([[0, 1, 255]] * 3, ["0", "1", "2"], {"ignore_value": 255}, "[0, 1, 255]"),
     "other values": ([[0, 128]] * 3, ["0", "1", "2"], {"label_values": [0, 128]}, None),
+    "no 0 at all": ([[100, 200]] * 3, ["0", "1", "2"], {"label_values": [100, 200]}, None),
+    "255 and no 0": ([[1, 255]] * 3, ["0", "1", "2"], {"ignore_value": 255}, "[1, 255]"),
     "negative ones": ([[-1, 0, 1]] * 3, ["0", "1", "2"], {"ignore_value": -1}, "label_map={-1: 0}"),
 }
 
@@ -68,6 +70,13 @@ def test_what_is_suggested_can_be_typed_and_helps(
     mapping = {int(old): new for old, new in data.get("label_map", {}).items()}
     helped = masks(*([mapping.get(x, x) for x in v if x != data.get("ignore_value")] for v in values))
     assert unexpected(helped, data.get("label_values")) is None
+
+
+def test_values_with_gaps_may_number_objects() -> None:
+    finding = unexpected(masks(*[[0, *range(7, 97, 9)]] * 3))
+    assert finding is not None
+    assert "--set data.mask=instances. If not, values map to classes" in finding.message
+    assert "data.label_values=[0, 7, 16, 25," in finding.message
 
 
 def test_smoothed_masks_among_good_ones_are_named() -> None:

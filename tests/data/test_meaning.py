@@ -97,6 +97,20 @@ def test_nobody_is_warned_of_plain_classes(tmp_path: Path, make: Make) -> None:
     assert recognize(tmp_path, make(np.random.default_rng(0)))[1] == []
 
 
+@pytest.mark.parametrize(("cells", "said"), [(16, False), (17, True), (24, True)])
+def test_tracked_cells_are_no_classes_in_silence(tmp_path: Path, cells: int, said: bool) -> None:
+    rng = np.random.default_rng(0)
+    corners, frames = np.stack(np.meshgrid(np.arange(5), np.arange(5)), -1).reshape(-1, 2)[:cells] * 16 + 4, []
+    for _ in range(8):  # each cell keeps its number, and almost its place
+        frame = np.zeros((84, 84), np.uint16)
+        for number, (y, x) in enumerate(corners + rng.integers(-3, 4, (cells, 2)), start=1):
+            frame[y : y + 8 + number % 3, x : x + 8] = number
+        frames.append(frame)
+    meaning, findings = recognize(tmp_path, frames)
+    assert meaning.kind == "semantic"
+    assert [("data.mask=instances" in f.message, f.level) for f in findings] == [(True, "info")] * said
+
+
 def test_nested_regions_might_be_objects(tmp_path: Path) -> None:
     """1, 2, ... n, one part each, another n in each image: one line, and the setting for either."""
     (finding,) = recognize(tmp_path, mask_sets.nested(np.random.default_rng(0)))[1]

@@ -12,13 +12,14 @@ import numpy as np
 
 from ssl_seg.data.content import is_constant
 from ssl_seg.data.facts import Appearance, CaseFacts, format_size
-from ssl_seg.data.findings import REMEDIES, Finding, report
+from ssl_seg.data.findings import REMEDIES, Finding, Level, report
 from ssl_seg.data.grids import SPACING_TOLERANCE
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.reading import Reading
 from ssl_seg.data.tiles import FEWEST, describe_limit
 from ssl_seg.data.volumes import MASK_KEYS, list_arrays, split_location
 from ssl_seg.errors import DataError, name_examples
+from ssl_seg.labels import Meaning
 
 Facts = Mapping[str, CaseFacts]
 
@@ -266,13 +267,25 @@ def check_empty_masks(facts: Facts, *, asks: bool = False) -> Iterator[Finding]:
         yield Finding("empty_masks", "info", f"{said}, {usual}. An image that nobody has labeled has no mask.", empty)
 
 
-def check_full_masks(facts: Facts) -> Iterator[Finding]:
-    """Report masks without any background, which are rarely meant."""
+def check_full_masks(facts: Facts, meaning: Meaning) -> Iterator[Finding]:
+    """Report masks without any background, which are rarely meant, except for objects that fill the image."""
     labeled = _foreground(facts)
     full = tuple(i for i, share in labeled.items() if share == 1 and facts[i].is_constant_mask)
     if full and len(full) == len(labeled):
         values = sorted({value for i in full for value in facts[i].values or ()})
-        if len(values) == 1:
+        level: Level = "fault" if len(values) == 1 else "warn"
+        if meaning.task == "instances":
+            level = "info"
+            message = (
+                "no mask holds background: objects fill the images. F1 of the foreground says nothing then, and the "
+                "scores of objects do."
+            )
+        elif meaning.kind == "instances":
+            message = (
+                f"all {len(full)} masks number objects and hold no background, as those of grains do: all voxels are "
+                "foreground. To tell the objects apart, type --set data.task=instances."
+            )
+        elif len(values) == 1:
             message = (
                 f"all {len(full)} masks hold {values[0]} and nothing else, so there is no background. Check "
                 "that they are the right masks, and that the label is not in an alpha channel, which is not read."
@@ -282,7 +295,7 @@ def check_full_masks(facts: Facts) -> Iterator[Finding]:
                 f"no mask holds background: all voxels have one of the values {name_examples(values, 8)}. If one "
                 "of them is background, name all in data.label_values, that one first."
             )
-        yield Finding("all_masks_full", "fault" if len(values) == 1 else "warn", message, full)
+        yield Finding("all_masks_full", level, message, full)
     elif full:
         message = (
             f"{len(full)} mask(s) are foreground everywhere. Check that they are not empty ones with the values "
@@ -358,7 +371,6 @@ def check_groups(cases: Sequence[Case]) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Facts], Iterable[Finding]], ...] = (
-    check_full_masks,
     check_same_masks,
     check_tiny_foreground,
     check_conflicting_masks,

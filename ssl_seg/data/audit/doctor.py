@@ -88,6 +88,7 @@ def _check_facts(read: ReadCases, listing: Listing) -> Iterator[Finding]:
         yield from checks.check_missing_masks(listing.cases)
     yield from checks.check_declared(listing.declared, facts)
     yield from checks.check_empty_masks(facts, asks=listing.leaves_labeling_open)
+    yield from checks.check_full_masks(facts, meaning)
     for check in checks.CHECKS:
         yield from check(facts)
     yield from checks.check_groups(listing.cases)

@@ -105,7 +105,7 @@ def check_unexpected_values(masks: Masks, declared: Sequence[int] | None) -> Ite
         return
     known = set(declared) if declared is not None else _find_usual_values(masks)
     if known is None:
-        found = _union(masks.values()) | {0}
+        found = _union(masks.values())
         message = f"mask values {_short(found)} are neither 0/255 nor 0..K-1 without gaps. {_suggest_for_all(found)}"
         yield Finding("unexpected_values", "fault", message, tuple(_with_rarest_values(masks)))
         return
@@ -176,9 +176,11 @@ def _suggest_for_all(found: set[int]) -> str:
             f"If {min(found)} marks voxels to leave out, type --set data.ignore_value={min(found)}; if it is "
             f"background, --set 'data.label_map={{{min(found)}: 0}}'."
         )
-    if 255 in found and found - {255} == set(range(len(found) - 1)):
+    others = {0, *found} - {255}
+    if 255 in found and others == set(range(len(others))):
         return f"If 255 marks voxels to leave out, type --set data.ignore_value=255; if not, {_set_label_values(found)}"
-    return f"Values map to classes in the order given: type {_set_label_values(found)}"
+    objects = "If they number objects, type --set data.mask=instances. If not, values" * (len(found) > _SMOOTHED)
+    return f"{objects or 'Values'} map to classes in the order given: type {_set_label_values(found)}"
 
 
 def _suggest_for_few(known: Collection[int], unknown: set[int], strays: Iterable[frozenset[int]]) -> str:
