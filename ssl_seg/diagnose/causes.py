@@ -203,11 +203,19 @@ def _suspect_finite(facts: DiagnosisFacts) -> Cause | None:
 
 
 def _suspect_inverted(facts: DiagnosisFacts) -> Cause | None:
-    """Background and foreground are swapped."""
-    if "inverted_output" not in facts.codes:
+    """Background and foreground are swapped: for the network, or, where it ranks its own labeled patches well, in the
+    images that it was scored on. Nothing where these are too few to tell."""
+    found = [f for f in facts.findings if f.code == "inverted_output"]
+    if not found:
+        return None
+    evidence, train = [found[0].message], facts.row("train_probe").get("auroc")
+    if train is not None and train >= limit("informative_auroc"):
+        text = "the scored images look the other way round than the labeled ones, or their masks are swapped"
+        evidence.append(f"on its own labeled patches: AUROC {train:.3f}")
+        return Cause(text, evidence, "look at the scored images and their masks beside the labeled ones", facts.audit())
+    if all(f.level != "collapsed" for f in found):
         return None
     text = "background and foreground are swapped, in the label values or by the sign of a loss"
-    evidence = [facts.message("inverted_output")]
     return Cause(text, evidence, "check data.label_values (background first)", facts.audit())
 
 

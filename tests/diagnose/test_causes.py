@@ -192,6 +192,19 @@ def test_a_loss_is_said_to_ask_for_the_constant_that_the_network_is_near(pred: f
     assert "loss" not in suspects_of(statistics, make_finding("foreground_bias", "warn"))
 
 
+def test_labels_are_called_swapped_only_where_the_training_patches_do_not_contradict_it() -> None:
+    probe = {"f1_best": 0.85, "trivial_f1": 0.5}
+    train_well, train_badly = (changed("nets", train_probe={**probe, "auroc": auroc}) for auroc in (0.95, 0.1))
+    levels: tuple[Level, Level] = ("warn", "collapsed")
+    sure, unsure = (make_finding("inverted_output", level) for level in levels[::-1])
+    for finding in (sure, unsure):
+        found = suspects_of(train_well, finding)["inverted"]
+        assert "scored images look the other way round" in found.text
+        assert "AUROC 0.950" in found.evidence[1]
+    assert "label values" in suspects_of(train_badly, sure)["inverted"].text
+    assert "inverted" not in suspects_of(train_badly, unsure), "too few images to tell"
+
+
 def test_predictions_have_no_checkpoint_to_name() -> None:
     subject = Subject(predictions=Path("m"))
     statistics = {"shapes": [{"closed_form": None}], "looked_at": {}}
