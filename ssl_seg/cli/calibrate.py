@@ -113,7 +113,10 @@ def print_calibration(result: dict[str, Any]) -> None:
         of = f" of class {row['label']}" if len(result["cleaning"]) > 1 else ""
         does = "stay as they are; choosing would gain" if row["does"] == "nothing" else f"{row['does']}; choosing gains"
         show(f"masks{of}: {does} {row['gain']['value']:+.3f} mean Dice on left-out cases, 95 % {_show_interval(row)}")
-    show(f"wrote {result['file']}: evaluate and predict use it unless --uncalibrated is given")
+    cleans = any(row["does"] != "nothing" for row in result.get("cleaning", ()))
+    changes = result["temperature"] != 1 or any(result["biases"]) or result["used"] or cleans
+    use = "use it unless --uncalibrated is given" if changes else "use the network as it is, since nothing was changed"
+    show(f"wrote {result['file']}: evaluate and predict {use}")
 
 
 def _describe_scaling(result: Row) -> str:

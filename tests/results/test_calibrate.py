@@ -158,6 +158,8 @@ def test_few_cases_are_named_and_one_case_changes_no_probability(
     (stored,) = json.loads(calibration_path(checkpoint).read_text()).values()
     unchanged = stored["scaling"] == {"temperature": 1.0, "biases": [0.0, 0.0]}
     assert unchanged == (cases == 1) == ("probabilities stay as they are" in out)
+    assert ("evaluate and predict use the network as it is" in out) == unchanged
+    assert ("evaluate and predict use it" in out) != unchanged
 
 
 def test_masks_made_before_are_not_mixed_with_calibrated_ones(checkpoint: Path, tmp_path: Path) -> None:
