@@ -308,6 +308,7 @@ def test_the_command_prints_summary_and_findings(run: Callable[..., Any], folder
     assert result.exit_code == 0, result.output
     assert "8 (6 labeled, 2 without a mask)" in result.output
     assert "info: unlabeled: 2 of 8 images have NO mask file" in result.output
+    assert result.output.lower().count("no mask file") == 1
     assert result.output.endswith("0 fault(s), 0 warning(s), 1 info(s)\n")
 
 

@@ -13,6 +13,7 @@ from ssl_seg.data.duplicates import Cluster, Likeness, compare_cases
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.findings import Finding, Level, join_findings, name_ends, report, sort_findings
 from ssl_seg.data.layouts import LABELS
+from ssl_seg.data.layouts.files import note_unlabeled
 from ssl_seg.data.layouts.listing import Listing
 from ssl_seg.data.reading import Reading
 from ssl_seg.data.tiles import FEWEST, plan_tiles
@@ -63,6 +64,9 @@ def audit(root: str, settings: CatalogSettings = DEFAULTS, *, track: Track = pas
         found = [finding for finding in found if finding.code != "rare_class"]
     findings = tuple(sort_findings(found))
     summary = summarize(root, listing, facts, read.meaning.label_values or (), read.meaning.ignore_value)
+    counts = summary["counts"]
+    said = note_unlabeled(counts["unlabeled"], counts["images"])  # check_missing_masks says so too
+    summary["notes"] = [note for note in summary["notes"] if note not in said]
     summary["notes"] += [*read.reading_notes, *([f"for training, {tiling.note}"] if tiling.note else [])]
     said = {f"WARNING {finding.message}" for finding in findings}
     summary["notes"] = [note for note in summary["notes"] if note not in said]
