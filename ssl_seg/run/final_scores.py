@@ -25,6 +25,7 @@ from ssl_seg.data.store import CaseStore
 from ssl_seg.errors import RunDirError
 from ssl_seg.files import write_json
 from ssl_seg.inference.scoring import Score, count_classes, pack_cases, parse_cases
+from ssl_seg.monitor.catalog import beats_trivial
 from ssl_seg.run.directory import RunDir
 from ssl_seg.scores.intervals import Difference, compare_counts, compute_score
 from ssl_seg.scores.objects import compute_pq
@@ -164,8 +165,8 @@ def score_networks(
 def choose_factor(
     model: Model, store: CaseStore, case_ids: Sequence[str], select: Selection, track: Track
 ) -> tuple[int, Score | None]:
-    """Return how many patches long windows are to be at most, LONG where the better network of ``model`` is no worse,
-    and its score in such windows; None where nothing was predicted.
+    """Return how many patches long windows are to be at most, LONG where the better network of ``model`` is no worse
+    and beats foreground everywhere, and its score in such windows; None where nothing was predicted.
 
     They show more of an image at a time, but the network has not been trained on them: on micrographs of particles
     they gain, on those of nuclei some gain and some lose (docs/prediction.md). Where all windows would be of one
@@ -182,7 +183,9 @@ def choose_factor(
     decision = decide(None, None, model.config.prediction)
     scores = score_cases([short, long], store, case_ids, decisions=[decision] * 2, track=track)
     by_short, by_long = (compute_selection_score(score, select) for score in scores)
-    is_long = by_long >= by_short and not scores[1].nonfinite
+    f1 = scores[1].f1_macro
+    has_learned = beats_trivial(f1, f1 - scores[1].margin.value)
+    is_long = by_long >= by_short and has_learned and not scores[1].nonfinite
     return (LONG, scores[1]) if is_long else (1, scores[0])
 
 

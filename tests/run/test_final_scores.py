@@ -193,7 +193,7 @@ class TestRun:
 
     @pytest.mark.parametrize(
         ("short", "long", "factor"),
-        [(0.0, 1.0, 2), (1.0, 0.0, 1), (1.0, 1.0, 2), (0.0, math.nan, 1), (0.5, math.nan, 1)],
+        [(0.0, 1.0, 2), (1.0, 0.0, 1), (1.0, 1.0, 2), (0.0, 0.0, 1), (0.0, math.nan, 1), (0.5, math.nan, 1)],
     )
     def test_windows_are_as_long_as_is_better(self, tiny_run: Path, short: float, long: float, factor: int) -> None:
         class Net(nn.Module):
