@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
 from ssl_seg.config.section import PositiveInt, Section, Seed, Share
 from ssl_seg.labels import MaskKind, Task
@@ -52,7 +52,14 @@ def _check_axes(axes: str) -> str:
     return axes
 
 
-LabelAmount = Annotated[float, BeforeValidator(_refuse_bare_one), AfterValidator(_check_range)]
+def _write_amount(value: float) -> float:
+    """Return a number of cases as the integer that it is."""
+    return int(value) if value > 1 else value
+
+
+LabelAmount = Annotated[
+    float, BeforeValidator(_refuse_bare_one), AfterValidator(_check_range), PlainSerializer(_write_amount, Any)
+]
 """See ``check_label_amount``."""
 
 

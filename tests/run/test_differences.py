@@ -45,6 +45,12 @@ def test_what_only_one_side_has(tmp_path: Path) -> None:
     ]
 
 
+def test_a_number_of_cases_is_shown_as_it_was_given(tmp_path: Path) -> None:
+    a, b = (write(tmp_path / name, split={"labels": labels}) for name, labels in (("a.yaml", 4), ("b.yaml", 0.5)))
+    assert [change.shown for change in compare_settings(a, b)] == [("4", "0.5")]
+    assert [change.shown for change in compare_settings(b, write(tmp_path / "c.yaml"))] == [("0.5", "1.0")]
+
+
 def test_null_beside_a_value(tmp_path: Path) -> None:
     a, b = write(tmp_path / "a.yaml"), write(tmp_path / "b.yaml", optim={"clip_norm": None})
     assert compare_settings(a, b) == [SettingChange("optim.clip_norm", 12.0, None)]
