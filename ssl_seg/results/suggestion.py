@@ -30,7 +30,7 @@ from ssl_seg.data.splits.split import Split
 from ssl_seg.data.store import CaseStore, WholeCase
 from ssl_seg.data.volumes import split_suffix
 from ssl_seg.errors import ConfigError, DataError, quote
-from ssl_seg.inference.calibration import decide_mean
+from ssl_seg.inference.calibration import Calibration, calibrate_predictor, decide, decide_mean, find_calibration
 from ssl_seg.inference.decision import Decision
 from ssl_seg.inference.ensemble import check_members, open_members, pool
 from ssl_seg.inference.model import Model
@@ -89,6 +89,8 @@ class Pool:
     store: CaseStore
     candidates: tuple[str, ...]
     labeled: tuple[str, ...]
+    calibration: Calibration | None = None
+    """What `ssl-seg calibrate` has stored for the network; None for several, as their mean has none."""
 
     @property
     def patch_size(self) -> tuple[int, ...]:
@@ -97,13 +99,16 @@ class Pool:
 
     @property
     def decision(self) -> Decision:
-        """How the mean of the networks is cut."""
-        return decide_mean(None, self.models)
+        """How `ssl-seg predict` cuts the probabilities."""
+        if self.calibration is None:
+            return decide_mean(None, self.models)
+        return decide(None, self.calibration, self.models[0].config.prediction)
 
     def predict(self, case: WholeCase) -> NDArray[np.float32]:
-        """Return the mean of the probabilities (K,*S) of the networks."""
+        """Return the probabilities (K,*S) of the network, calibrated if they are for `ssl-seg predict`; of several
+        networks the mean."""
         predictors = (model.predictor(next(iter(model.nets))) for model in self.models)
-        return pool(predictor(case.image, case.spacing) for predictor in predictors)
+        return pool(calibrate_predictor(own, self.calibration)(case.image, case.spacing) for own in predictors)
 
 
 def open_pool(request: SuggestRequest, track: Track = pass_through) -> Pool:
@@ -123,7 +128,8 @@ def open_pool(request: SuggestRequest, track: Track = pass_through) -> Pool:
         raise DataError(_explain_none(splits[0], catalog, first))
     known = {case.id for case in catalog.labeled}
     labeled = tuple(i for i in splits[0].labeled_ids(first.config.split.labels) if i in known)
-    return Pool(models, open_store(catalog, data), candidates, labeled)
+    calibration = find_calibration(first, next(iter(first.nets))) if len(models) == 1 else None
+    return Pool(models, open_store(catalog, data), candidates, labeled, calibration)
 
 
 def find_candidates(splits: Sequence[Split], catalog: Catalog) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from ssl_seg.data.content import make_content
 from ssl_seg.data.open import open_data
 from ssl_seg.data.splits.split import Split
+from ssl_seg.data.volumes import read_mask
 from ssl_seg.errors import ConfigError, DataError
 from ssl_seg.inference.model import open_model
 from ssl_seg.networks.builders import NETWORKS, build_network
@@ -231,6 +232,20 @@ class TestCommand:
         refused = cli("suggest", tiny_run, "--copy", copied)
         assert refused[0] == 2
         assert "not overwritten" in refused[2]
+
+    def test_the_table_has_the_foreground_of_the_copied_masks(self, cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
+        """Before and after a calibration that moves the threshold."""
+        run, shares = Path(shutil.copytree(tiny_run, tmp_path / "run")), []
+        for name in ("before", "after"):
+            code, _, err = cli("suggest", run, "--csv", tmp_path / f"{name}.csv", "--copy", tmp_path / name)
+            assert code == 0, err
+            with (tmp_path / f"{name}.csv").open(newline="") as file:
+                shares.append({row["image"]: float(row["predicted_foreground"]) for row in csv.DictReader(file)})
+            masks = open_data({"root": str(tmp_path / name)}).labeled
+            written = {case.id: np.mean(read_mask(str(case.mask)) > 0) for case in masks}
+            assert written == pytest.approx(shares[-1], abs=1e-5)
+            assert cli("calibrate", run, "--for", "recall=0.99")[0] == 0
+        assert shares[0] != shares[1]
 
     def test_nothing_to_label_is_one_clear_message(
         self, cli: Cli, tiny_run: Path, particles_dir: Path, tmp_path: Path
