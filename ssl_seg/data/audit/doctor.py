@@ -64,11 +64,10 @@ def audit(root: str, settings: CatalogSettings = DEFAULTS, *, track: Track = pas
         found = [finding for finding in found if finding.code != "rare_class"]
     findings = tuple(sort_findings(found))
     summary = summarize(root, listing, facts, read.meaning.label_values or (), read.meaning.ignore_value)
-    counts = summary["counts"]
-    said = note_unlabeled(counts["unlabeled"], counts["images"])  # check_missing_masks says so too
-    summary["notes"] = [note for note in summary["notes"] if note not in said]
     summary["notes"] += [*read.reading_notes, *([f"for training, {tiling.note}"] if tiling.note else [])]
+    counts = summary["counts"]
     said = {f"WARNING {finding.message}" for finding in findings}
+    said |= {*note_unlabeled(counts["unlabeled"], counts["images"])}  # which check_missing_masks says too
     summary["notes"] = [note for note in summary["notes"] if note not in said]
     alike = [asdict(pair) for pair in copies.pairs]
     summary["copies"] = {"exact": copies.exact, "near": copies.copies, "crowds": copies.crowds, "alike": alike}
