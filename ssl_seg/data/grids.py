@@ -52,7 +52,9 @@ def compare_grids(
                 f"along RAS: they cannot be laid on each other. Save {vague} as NIfTI with the affine of {sure}."
             )
         if shape[0] == shape[-1] and None in (geometry, other_geometry):
-            return f"{sure} is stored as (x, y, ...) and {vague} is read as (..., y, x); is one the other's transpose?"
+            return (
+                f"{sure} is stored as (x, y, ...) and {vague} is read as (..., y, x): one may be the other's transpose"
+            )
     if geometry is None or other_geometry is None:
         return None
     if framed[0] == framed[1] and geometry.affine is not None and other_geometry.affine is not None:

@@ -43,6 +43,7 @@ def test_values_that_make_sense(found: Masks) -> None:
 CASES = {
     "255 in a binary set": ([*[[0, 1]] * 9, [0, 255]], ["9"], {"label_map": {"255": 1}}, "ignore_value=255"),
     "1 in a set of 0/255": ([*[[0, 255]] * 9, [0, 1], [1]], ["9", "10"], {"label_map": {"1": 255}}, None),
+    "half 0/1, half 0/255": ([[0, 1], [0, 255]] * 3, ["1", "3", "5"], {"label_map": {"255": 1}}, "ignore_value=255"),
     "255 beside the classes": ([*[[0, 1, 2]] * 4, [0, 2, 255]], ["4"], {"ignore_value": 255}, "[0, 1, 2, 255]"),
     "a class with a gap": ([*[[0, 1]] * 4, [0, 7]], ["4"], {"label_values": [0, 1, 7]}, None),
     "255 everywhere": ([[0, 1, 255]] * 3, ["0", "1", "2"], {"ignore_value": 255}, "[0, 1, 255]"),

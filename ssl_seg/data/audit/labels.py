@@ -144,7 +144,7 @@ def check_class_presence(masks: Masks, label_values: Sequence[int]) -> Iterator[
 
 
 def _find_usual_values(masks: Masks) -> set[int] | None:
-    """Return the smallest usable set of values that holds for most masks with foreground, or None."""
+    """Return the smallest usable set of values that holds for half of the masks with foreground or more, or None."""
     positive = [values for values in masks.values() if values - {0}]
     found = _union(positive) | {0}
     run = next(n for n in range(len(found) + 1) if n not in found)
@@ -154,7 +154,7 @@ def _find_usual_values(masks: Masks) -> set[int] | None:
     # Of the sets 0..n all masks that fit into one fit into each larger one.
     candidates = (len(counted), set(range(max([*counted, 1]) + 1))), (black_white, {0, 255})
     fitting, usual = max(candidates, key=lambda pair: (pair[0], -len(pair[1])))
-    return usual if 2 * fitting > len(positive) else None
+    return usual if 2 * fitting >= len(positive) else None
 
 
 def _with_rarest_values(masks: Masks) -> list[str]:
