@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each")
     parser.add_argument("--patches", type=int, default=60, help="patches of a measurement")
     args = parser.parse_args()
-    table = Table(title=f"ms a patch, {torch.get_num_threads()} thread(s)")
+    table = Table(title=f"ms a patch, {torch.get_num_threads()} threads")
     for column in ("patch", *(f"{name}, {kind}" for name in VIEWS for kind in ("labeled", "unlabeled"))):
         table.add_column(column)
     for title, (channels, shape, patch) in CASES.items():

@@ -142,7 +142,7 @@ def main() -> None:
     scores = simulate(options.out, layers, split, options.strategies, *curve)
     rows = compare(scores)
     write_json(options.out / "suggest.json", {"scores": scores, "rows": rows})
-    print_rows(f"validation F1, {options.seeds} seed(s)", [format_row(row) for row in rows])
+    print_rows(f"validation F1, {options.seeds} seeds", [format_row(row) for row in rows])
 
 
 if __name__ == "__main__":

@@ -106,6 +106,19 @@ def name_examples(items: Iterable[object], most: int = 3, *, between: str = ", "
     return between.join([*texts[:most], *[f"... ({more} more)"] * (more > 0)])
 
 
+_SINGULAR = {"are": "is", "have": "has", "were": "was", "do": "does"}
+
+
+def counted(number: int, noun: str, verb: str = "") -> str:
+    """Return a number with its noun, and with words up to a verb in the plural, which agrees: ``1 case``, ``2 cases of
+    val are``, and ``1 case of val is``."""
+    if number == 1 and verb:
+        *words, last = verb.split(" ")
+        verb = " ".join([*words, _SINGULAR.get(last, f"{last}s")])
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{ending}" + f" {verb}" * bool(verb)
+
+
 def quote(path: Path | str) -> str:
     """Return a path as it is written in a command."""
     return shlex.quote(str(path))

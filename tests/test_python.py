@@ -36,7 +36,7 @@ def read_config(run: TrainedRun) -> dict[str, Any]:
 def test_audit(particles_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = ssl_seg.audit(str(particles_dir))
     assert result.ok
-    assert "24 images, 20 with a mask, 0 fault(s)" in repr(result)
+    assert "24 images, 20 with a mask, 0 faults" in repr(result)
     assert "next: ssl_seg.train(" in repr(result)
     assert capsys.readouterr() == ("", "")
 

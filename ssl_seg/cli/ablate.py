@@ -14,7 +14,7 @@ import typer
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import INTERRUPTED, announce, print_json, show
 from ssl_seg.cli.tables import print_rows, print_table
-from ssl_seg.errors import printable_lines
+from ssl_seg.errors import counted, printable_lines
 
 if TYPE_CHECKING:
     from ssl_seg.config.layers import Layer
@@ -205,7 +205,7 @@ def _print_cells(cells: Sequence[Cell], results: Sequence[CellResult]) -> None:
         }
         for cell, result in zip(cells, results, strict=True)
     ]
-    print_rows(f"{len(cells)} cells", rows)
+    print_rows(counted(len(cells), "cell"), rows)
 
 
 def _report(spec: AblationSpec, results: Sequence[CellResult], out: Path, *, as_json: bool) -> None:

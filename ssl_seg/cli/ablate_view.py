@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ssl_seg.errors import printable, printable_lines
+from ssl_seg.errors import counted, printable, printable_lines
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -108,4 +108,4 @@ def describe_counts(states: Sequence[CellState]) -> str:
     """Return how many cells are in each state, e.g. ``18 cells: 5 done, 2 running, 11 queued``."""
     counts = Counter(state.stage for state in states)
     kinds: tuple[Stage, ...] = (*FINISHED, "running", "elsewhere", "queued")
-    return f"{len(states)} cells: " + ", ".join(f"{counts[kind]} {kind}" for kind in kinds if counts[kind])
+    return f"{counted(len(states), 'cell')}: " + ", ".join(f"{counts[kind]} {kind}" for kind in kinds if counts[kind])

@@ -15,6 +15,7 @@ from ssl_seg.cli import options as o
 from ssl_seg.cli.console import announce, print_json, show, track, wrap
 from ssl_seg.cli.paths import check_data, check_new_file
 from ssl_seg.cli.tables import print_table
+from ssl_seg.errors import counted
 from ssl_seg.report.table import Table
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def config_check(
         findings = lint(resolved.config, given.sources, gather_facts(resolved))
     for finding in findings:
         show(f"WARNING {describe_finding(finding)}")
-    verdict = f"{len(findings)} warning(s)" if findings else "ok"
+    verdict = counted(len(findings), "warning") if findings else "ok"
     show(f"{Path(find_config(file))}: {verdict}")
     if findings and strict:
         raise typer.Exit(2)
@@ -142,7 +143,7 @@ def config_diff(
         print_json({"a": a, "b": b, "differences": [asdict(item) for item in differences]})
     elif differences:
         rows = tuple((difference.setting, *difference.shown) for difference in differences)
-        print_table(Table(f"{len(differences)} setting(s) differ", "", ("setting", a, b), rows))
+        print_table(Table(counted(len(differences), "setting", "differ"), "", ("setting", a, b), rows))
     else:
         show(f"no setting differs between {a} and {b}")
 

@@ -9,7 +9,7 @@ import typer
 
 from ssl_seg.cli.console import announce, show
 from ssl_seg.cli.options import FROM_0_TO_1, number_parser
-from ssl_seg.errors import quote
+from ssl_seg.errors import counted, quote
 
 MOST = 10**6
 """Images of a synthetic data set."""
@@ -68,4 +68,5 @@ def make_synthetic(
     from ssl_seg.data.synthetic import write_dataset
 
     write_dataset(out, kind, count, labeled=labeled, seed=seed, empty=empty, instances=instances)
-    show(f"wrote {count} images and {count if labeled is None else labeled} masks to {out}")
+    masks = count if labeled is None else labeled
+    show(f"wrote {counted(count, 'image')} and {counted(masks, 'mask')} to {out}")

@@ -11,6 +11,7 @@ from ssl_seg.cli import options as o
 from ssl_seg.cli.console import announce, format_command, print_json, show, track
 from ssl_seg.cli.paths import check_data, check_new_file, check_new_page
 from ssl_seg.cli.tables import print_findings, print_rows
+from ssl_seg.errors import counted
 from ssl_seg.report.check_tables import describe_summary, make_class_row
 
 if TYPE_CHECKING:
@@ -70,5 +71,5 @@ def _print(result: Audit) -> None:
     for note in summary["notes"]:
         show(f"note: {note}")
     print_findings(result.findings)
-    counted = ", ".join(f"{summary[f'{name}s']} {name}(s)" for name in ("fault", "warning", "info"))
-    show(f"{summary['root']}: {counted if result.findings else 'ok, nothing found'}")
+    counts = ", ".join(counted(summary[f"{name}s"], name) for name in ("fault", "warning", "info"))
+    show(f"{summary['root']}: {counts if result.findings else 'ok, nothing found'}")

@@ -9,12 +9,12 @@ from typing import Any
 
 from ssl_seg.cli.console import show
 from ssl_seg.cli.tables import print_table
-from ssl_seg.errors import DataError
+from ssl_seg.errors import DataError, counted
 from ssl_seg.files import format_csv, write_text
 from ssl_seg.report.markdown import format_table
 from ssl_seg.report.score_cells import Row, describe_absent, make_object_rows, show_difference, show_margin
 from ssl_seg.report.table import Table, to_table
-from ssl_seg.scores.text import counted, number
+from ssl_seg.scores.text import number
 
 PARTS = {"val": "validation", "test": "sealed test", "all": "all labeled", "out_of_fold": "validation, out of fold"}
 RATIOS = {"iou": "IoU", "precision": "precision", "recall": "recall", "specificity": "specificity"}
@@ -54,7 +54,7 @@ def _describe_evaluation(result: Row) -> Iterator[Part]:
         yield to_table(f"classes of the {result['which']}", [_make_class_row(row) for row in shown["classes"]])
     if "objects" in shown:
         found = shown["objects"]
-        title = f"objects of the {result['which']}: {found['true']} in {found['images']} masks"
+        title = f"objects of the {result['which']}: {found['true']} in {counted(found['images'], 'mask')}"
         yield to_table(title, make_object_rows(found))
     yield _list_cases(result, [row["label"] for row in shown.get("classes", ())])
     yield from describe_absent(shown)
@@ -86,7 +86,7 @@ def _describe_openings(result: Row) -> Iterator[str]:
     if result["sealed_cases"]:
         yield (
             f"{result['sealed_cases']} of these cases are sealed test cases: they have now been opened "
-            f"{result['test_openings']} time(s)"
+            + counted(result["test_openings"], "time")
         )
 
 

@@ -11,6 +11,7 @@ import typer
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import announce, print_json, show
 from ssl_seg.cli.paths import describe_loading, take_one_checkpoint
+from ssl_seg.errors import counted
 
 
 def export(
@@ -37,7 +38,6 @@ def export(
     announce(describe_loading([found]))
     from ssl_seg.results.export import FORMATS, ExportRequest
     from ssl_seg.results.export import export as run_export
-    from ssl_seg.scores.text import counted
 
     request = ExportRequest(found, output, which, not uncalibrated, overwrite)
     result = run_export(request, note=lambda text: show(text, err=True))

@@ -13,6 +13,7 @@ import typer
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import INTERRUPTED, TerminalConsole, announce, show
 from ssl_seg.cli.paths import check_new_file, describe_loading, take_checkpoint
+from ssl_seg.errors import counted
 
 
 class MaskFormat(StrEnum):
@@ -116,7 +117,7 @@ def predict(
         words = [word for word in sys.argv[1:] if word != "--overwrite"]
         show(f"continue with: {shlex.join(['ssl-seg', *words])}", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    show(f"wrote {len(masks)} mask(s) to {output}")
+    show(f"wrote {counted(len(masks), 'mask')} to {output}")
     if figure is not None:
         from ssl_seg.report.mask_pictures import draw_masks
 

@@ -9,6 +9,7 @@ import typer
 
 from ssl_seg.cli.console import announce, show
 from ssl_seg.cli.paths import check_new_page
+from ssl_seg.errors import counted
 
 
 def report(
@@ -49,5 +50,5 @@ def export_log(
     from ssl_seg.run.sinks import export_log as write
 
     folder, count, command = write(open_run_dir(run), to, out, lambda text: show(text, err=True))
-    show(f"wrote {count} record(s) to {folder}")
+    show(f"wrote {counted(count, 'record')} to {folder}")
     show(f"next: {command}")

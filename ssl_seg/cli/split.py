@@ -11,6 +11,7 @@ from ssl_seg.cli import options as o
 from ssl_seg.cli.console import announce, format_command, print_json, show, track
 from ssl_seg.cli.paths import check_data, check_new_file, check_new_page
 from ssl_seg.cli.tables import print_findings, print_rows
+from ssl_seg.errors import counted
 from ssl_seg.report.check_tables import make_set_rows
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def split_make(
     else:
         splits = [*make_folds(catalog, wanted, folds, seed=seed, test_fraction=test, near_copies=near_copies)]
         paths = save_folds(splits, path)
-    show(f"{catalog.root}: layout {catalog.layout}, {len(catalog.cases)} cases")
+    show(f"{catalog.root}: layout {catalog.layout}, {counted(len(catalog.cases), 'case')}")
     rounded = [note for split in splits for labels in wanted for note in split.note_rounding(labels)]
     for text in dict.fromkeys([*catalog.notes, *(note for split in splits for note in split.notes), *rounded]):
         show(f"note: {text}")
@@ -118,7 +119,7 @@ def split_check(
             print_rows(f"{split}: foreground, beside random draws of each size", make_set_rows(measures))
         print_findings(findings)
         faults = summary["faults"]
-        show(f"{split}: {'ok' if not faults else f'{faults} fault(s)'}, fingerprint {loaded.fingerprint}")
+        show(f"{split}: {counted(faults, 'fault') if faults else 'ok'}, fingerprint {loaded.fingerprint}")
     if figure is not None:
         from ssl_seg.report.split_figure import plot_split
 

@@ -13,6 +13,7 @@ from ssl_seg.cli import options as o
 from ssl_seg.cli.console import TerminalConsole, announce, show
 from ssl_seg.cli.paths import check_data, check_new_file, describe_loading, take_checkpoint
 from ssl_seg.cli.tables import print_rows
+from ssl_seg.errors import counted
 
 if TYPE_CHECKING:
     from ssl_seg.report.audit_figure import Sample
@@ -104,8 +105,9 @@ def suggest(
         masks = PredictRequest(network, copy / "images", copy / "masks", which, accelerator=accelerator)
         predict(masks, track("predicting"), note=lambda text: show(text, err=True))
         show(
-            f"wrote {len(found)} image(s) to {copy / 'images'} and their predicted masks to {copy / 'masks'}. Correct "
-            "the masks, which count as the truth once they are there; then add both to your data"
+            f"wrote {counted(len(found), 'image')} to {copy / 'images'} and their predicted masks to "
+            f"{copy / 'masks'}. Correct the masks, which count as the truth once they are there; then add both to your "
+            "data"
         )
 
 

@@ -19,6 +19,7 @@ from ssl_seg.config.schedules import (
     make_ema_schedule,
     make_lr_schedule,
 )
+from ssl_seg.errors import counted
 
 POINTS = 2000
 """About how many steps of a long run are looked at."""
@@ -152,13 +153,13 @@ def _list_notes(config: Config) -> Iterator[str]:
     optim, response = config.optim, config.policies.plateau_response
     if optim.schedule == "reduce_on_plateau":
         yield (
-            f"learning rate drawn without plateaus: each {optim.plateau_patience} epochs without a better score "
-            f"multiply it by {optim.plateau_factor:g}"
+            f"learning rate drawn without plateaus: each {counted(optim.plateau_patience, 'epoch')} without a better "
+            f"score multiply it by {optim.plateau_factor:g}"
         )
     if response is not None:
         yield (
-            f"plateau response not drawn: plateaus of {response.patience} epochs multiply the rate, by at most "
-            f"{response.cap:g}, for {response.hold_epochs} epochs{_note_weights(response)}"
+            f"plateau response not drawn: plateaus of {counted(response.patience, 'epoch')} multiply the rate, by at "
+            f"most {response.cap:g}, for {counted(response.hold_epochs, 'epoch')}{_note_weights(response)}"
         )
 
 

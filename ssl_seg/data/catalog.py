@@ -57,7 +57,7 @@ from ssl_seg.data.nodata import find_nodata
 from ssl_seg.data.reading import AS_STORED, Reading, make_reading
 from ssl_seg.data.tiles import Tiling, part_case, plan_tiles
 from ssl_seg.data.volumes import is_lossy
-from ssl_seg.errors import DataError, did_you_mean
+from ssl_seg.errors import DataError, counted, did_you_mean
 from ssl_seg.labels import Meaning
 
 if TYPE_CHECKING:
@@ -459,4 +459,5 @@ def _raise_faults(root: str, faults: Sequence[Finding]) -> None:
     faults = list(join_findings(faults))
     listed = "\n".join(describe_finding(fault) for fault in faults[:_SHOWN])
     more = f"\n... and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-    raise DataError(f"{root}: {len(faults)} problem(s) found.\n{listed}{more}\n`ssl-seg data audit {root}` says more.")
+    found = counted(len(faults), "problem")
+    raise DataError(f"{root}: {found} found.\n{listed}{more}\n`ssl-seg data audit {root}` says more.")

@@ -27,7 +27,7 @@ from ssl_seg.data.layouts.listing import Case, Region
 from ssl_seg.data.reading import AS_STORED, Reading
 from ssl_seg.data.resample import find_shape, resample_image, resample_labels
 from ssl_seg.data.volumes import Stored, open_image, open_mask, split_location
-from ssl_seg.errors import DataError
+from ssl_seg.errors import DataError, counted
 from ssl_seg.files import atomic_write
 
 WORTH_A_COPY = 2**20
@@ -201,7 +201,7 @@ def fill_disk_cache(
                     held += cache.write(path, make, least, held)
         except DiskFullError as error:
             missed, reason = missed + 1, reason or str(error)
-    return f"{missed} volume(s) have no decoded copy and are decoded each time: {reason}" if missed else None
+    return f"{counted(missed, 'volume', 'have')} no decoded copy, decoded each time: {reason}" if missed else None
 
 
 _Copy = tuple[Path | None, Callable[[], NDArray[Any]], int]

@@ -23,7 +23,7 @@ from ssl_seg.data.mask_values import Kept, MaskScan, scan_mask
 from ssl_seg.data.nodata import OddValues
 from ssl_seg.data.reading import AS_STORED, Reading
 from ssl_seg.data.volumes import ROUNDED, Stored, open_image, open_mask, takes_axes
-from ssl_seg.errors import DataError
+from ssl_seg.errors import DataError, counted
 from ssl_seg.labels import Meaning, apply_label_map
 
 THUMBNAIL_SIZE = {2: (32, 32), 3: (16, 16, 16)}
@@ -151,7 +151,8 @@ def describe_notes(facts: Mapping[str, CaseFacts]) -> tuple[str, ...]:
     """
     count = Counter(note for own in facts.values() for note in own.notes)
     proven = {note for own in facts.values() if own.values is not None for note in own.notes if GUESS in note}
-    return tuple(f"{number} {note}" for note, number in count.items() if note not in proven)
+    said = ((number, note.split(": ", 1)) for note, number in count.items() if note not in proven)
+    return tuple(f"{counted(number, what)}: {note}" for number, (what, note) in said)
 
 
 def read_facts(
@@ -186,7 +187,7 @@ def read_facts(
         missing=missing,
         odd_value=odd_value,
         decoded=(not image.by_box, mask is not None and not mask.by_box),
-        notes=tuple(f"{what}(s): {note}" for what, note in said),
+        notes=tuple(f"{what}: {note}" for what, note in said),
     )
     if mask is None:
         return facts
@@ -207,7 +208,7 @@ def read_facts(
         )
     doubt = compare_grids(mask.location, mask.geometry, image.location, image.geometry, shape)
     mask_digest, scan = scan_mask(mask, threshold, image if missing else None)
-    rounded = (f"mask(s): values within {ROUNDED} of a whole number are rounded",) if scan.rounded else ()
+    rounded = (f"mask: values within {ROUNDED} of a whole number are rounded",) if scan.rounded else ()
     content = make_content(digest, mask_digest, constant=constant)
     return replace(
         facts, content=content, doubt=doubt, notes=facts.notes + rounded, label_colors=mask.label_colors, scan=scan

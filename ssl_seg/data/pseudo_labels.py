@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.splits.split import Split
-from ssl_seg.errors import DataError, SplitError, name_examples
+from ssl_seg.errors import DataError, SplitError, counted, name_examples
 
 PSEUDO_LABELS_FILE, SCHEMA = "pseudo_labels.json", 1
 
@@ -49,15 +49,15 @@ class PseudoLabelSet:
             )
         if strangers := sorted(self.files.keys() - set(unlabeled)):
             raise SplitError(
-                f"data.pseudo_labels = {self.folder}: {len(strangers)} case(s) are not unlabeled training cases of "
-                "this "
-                f"run ({name_examples(strangers)}). Use the split and the labels that they were made with"
+                f"data.pseudo_labels = {self.folder}: {counted(len(strangers), 'case', 'are')} not among the "
+                f"unlabeled training cases of this run ({name_examples(strangers)}). Use the split and the labels "
+                "that they were made with"
             )
         if seen := [i for i in (*split.val, *split.test) if split.image_contents([i]) & self.seen_labels]:
             raise SplitError(
                 f"data.pseudo_labels = {self.folder}: the network that made them has learned from the masks of "
-                f"{len(seen)} validation or test case(s) of this run ({name_examples(seen)}). Use the split that they "
-                "were made with"
+                f"{counted(len(seen), 'validation or test case')} of this run ({name_examples(seen)}). Use the split "
+                "that they were made with"
             )
 
     def describe(self, catalog: Catalog) -> Catalog:

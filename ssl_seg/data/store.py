@@ -27,7 +27,7 @@ from ssl_seg.data.resample import compute_resampled_shape, resample_image, resam
 from ssl_seg.data.sampling import derive_rng, locate_box
 from ssl_seg.data.views.transforms import Intensity, find_gaps, make_window, measure_intensity, measure_parts
 from ssl_seg.data.volumes import Stored, open_image, open_mask
-from ssl_seg.errors import DataError
+from ssl_seg.errors import DataError, counted
 from ssl_seg.labels import IGNORE_INDEX, to_target
 
 GRAY_FOR_COLOR = (1, 3)
@@ -402,8 +402,7 @@ def fit_channels(image: NDArray[np.generic], channels: int, where: str) -> NDArr
         return np.repeat(image, channels, axis=0)
     if (channels, len(image)) == GRAY_FOR_COLOR and len(gray := merge_equal_channels(image)) == channels:
         return gray
-    own = "1 channel" if len(image) == 1 else f"{len(image)} channels"
-    raise DataError(f"{where} has {own} and the network takes {channels}: convert it first")
+    raise DataError(f"{where} has {counted(len(image), 'channel')} and the network takes {channels}: convert it first")
 
 
 def read_fitting(image: Stored, channels: int, where: str) -> LazyArray:

@@ -11,7 +11,7 @@ from math import prod
 
 from ssl_seg.data.facts import CaseFacts, format_size
 from ssl_seg.data.layouts.listing import Case, Region
-from ssl_seg.errors import DataError
+from ssl_seg.errors import DataError, counted
 
 FEWEST = 3
 """Labeled cases that a split into training, validation and test needs."""
@@ -76,15 +76,16 @@ def plan_tiles(
     around = {i: surround(found, facts[i].shape) for i, found in regions.items()}
     first, others = next(iter(regions.values()))[0], sum(map(len, around.values()))
     note = (
-        f"{sum(map(len, regions.values()))} parts of {len(regions)} labeled image(s) are labeled cases, the first of "
-        f"{format_size(_sizes(first))} voxels, with gaps of up to {WIDEST_GAP[len(first)]} voxels that are in no part"
+        f"{sum(map(len, regions.values()))} parts of {counted(len(regions), 'labeled image')} are labeled cases, the "
+        f"first of {format_size(_sizes(first))} voxels, with gaps of up to {WIDEST_GAP[len(first)]} voxels that are "
+        "in no part"
     )
     if others:
-        note += f"; what lies around the labels is {others} unlabeled case(s)"
+        note += f"; what lies around the labels is {counted(others, 'unlabeled case')}"
     if parts is None:
         note = (
-            f"{len(labeled)} labeled image(s) are too few for training, validation and test: {note}. Scores on other "
-            "parts of an image are better than on new images; data.tiles=1 keeps images whole"
+            f"{counted(len(labeled), 'labeled image', 'are')} too few for training, validation and test: {note}. "
+            "Scores on other parts of an image are better than on new images; data.tiles=1 keeps images whole"
         )
     return Tiling({i: found + around[i] for i, found in regions.items()}, wanted, note)
 

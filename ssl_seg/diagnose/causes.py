@@ -15,7 +15,7 @@ from ssl_seg.diagnose.examples import choose_examples
 from ssl_seg.diagnose.image_rules import CONSTANT, describe_verdict
 from ssl_seg.diagnose.result import Cause, Diagnosis
 from ssl_seg.diagnose.tally import Tally
-from ssl_seg.errors import name_examples, quote
+from ssl_seg.errors import counted, name_examples, quote
 from ssl_seg.files import next_free
 from ssl_seg.monitor.actions import FAR, NO_CONTEXT, Context
 from ssl_seg.monitor.catalog import limit
@@ -91,7 +91,7 @@ class DiagnosisFacts:
             if v["level"] == "collapsed"
         ]
         done = [f"step {a['step']}: {a['action']}" for a in run.get("actions", [])]
-        further = [f"and {len(done) - 2} further action(s)"] * (len(done) > 2)
+        further = [f"and {counted(len(done) - 2, 'further action')}"] * (len(done) > 2)
         return [*told[:1], *done[:2], *further]
 
     def train(self, *options: str) -> str:

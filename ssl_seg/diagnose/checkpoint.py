@@ -29,7 +29,7 @@ from ssl_seg.diagnose.networks import ProbedNets, measure_layers, measure_trivia
 from ssl_seg.diagnose.result import Diagnosis, Part
 from ssl_seg.diagnose.run_history import describe_others, read_history
 from ssl_seg.diagnose.tally import Output, Tally
-from ssl_seg.errors import ConfigError
+from ssl_seg.errors import ConfigError, counted
 from ssl_seg.inference.calibration import calibration_path, decide
 from ssl_seg.inference.model import Model, open_model
 from ssl_seg.inference.sliding import OVERLAP
@@ -40,7 +40,6 @@ from ssl_seg.monitor.verdicts import judge
 from ssl_seg.networks.precision import choose_device_if_given
 from ssl_seg.results.evaluation import describe_reading, note_names, open_cases
 from ssl_seg.run.seal import find_sealed
-from ssl_seg.scores.text import counted
 
 PARTS: tuple[Part, ...] = ("val", "train", "new", "test")
 LEAST_IMAGES = 4
@@ -307,7 +306,8 @@ def _count_parts(material: _Material, tally: Tally) -> dict[str, Any]:
 
 def _describe_health(statistics: Mapping[str, Any], tally: Tally) -> str:
     shares = [image.ratio_pred for image in tally.images]
-    text = f"no fault found in {len(shares)} images; predicted foreground {min(shares):.1%} to {max(shares):.1%}"
+    images = counted(len(shares), "image")
+    text = f"no fault found in {images}; predicted foreground {min(shares):.1%} to {max(shares):.1%}"
     if "scores" not in statistics:
         return text
     scores = statistics["scores"]

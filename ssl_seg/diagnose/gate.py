@@ -6,7 +6,7 @@ import shlex
 from dataclasses import replace
 
 from ssl_seg.diagnose.result import Conclusion, Diagnosis
-from ssl_seg.errors import ConfigError
+from ssl_seg.errors import ConfigError, counted
 from ssl_seg.monitor.findings import RuleFinding
 
 
@@ -30,7 +30,7 @@ def apply_gate(diagnosis: Diagnosis, least: float) -> Diagnosis:
     if scores["f1_macro"] >= least:
         return diagnosis
     of = "" if scores["of"] == "foreground" else f" ({scores['of']})"
-    message = f"F1{of} is {scores['f1_macro']:.3f} on {scores['images']} images, and {least:g} is required"
+    message = f"F1{of} is {scores['f1_macro']:.3f} on {counted(scores['images'], 'image')}, and {least:g} is required"
     finding = RuleFinding(
         code="below_gate",
         level="warn",

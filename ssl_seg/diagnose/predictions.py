@@ -31,7 +31,7 @@ from ssl_seg.diagnose.prediction_files import (
 )
 from ssl_seg.diagnose.result import Diagnosis
 from ssl_seg.diagnose.tally import Output, Tally
-from ssl_seg.errors import DataError, name_examples
+from ssl_seg.errors import DataError, counted, name_examples
 from ssl_seg.labels import IGNORE_INDEX, Meaning
 from ssl_seg.monitor.actions import NO_CONTEXT
 from ssl_seg.monitor.evidence import Evidence
@@ -102,7 +102,8 @@ def diagnose_predictions(
             tell(f"{len(material.truth)} of {len(material.files)} predictions have a mask; the others are not scored")
         sealed, homes = find_sealed_masks(request.masks, material.truth)
         if count := open_sealed(sealed, Ledger(homes), by="diagnose", note=tell):
-            tell(f"{len(sealed)} of these masks belong to sealed test cases: they have now been opened {count} time(s)")
+            times = counted(count, "time")
+            tell(f"{len(sealed)} of these masks belong to sealed test cases: they have now been opened {times}")
     tally, signals = _read_all(material, clock, track("reading predictions"), tell)
     statistics = tally.summarize("new")
     if signals is not None and signals.classes:
@@ -156,7 +157,7 @@ def _read_all(
                 counts.add(own.labels, labels, target != IGNORE_INDEX)
         tally.add(Output(file.id, "new", own.foreground, own.prob, None, target))
     if doubts:
-        tell(f"{len(doubts)} mask(s) may not lie on the prediction that they are compared with: {doubts[0]}")
+        tell(f"{counted(len(doubts), 'mask')} may not lie on the prediction of the same name: {doubts[0]}")
     if not tally.overlaps:
         return tally, None
     classes, on_classes = _compare_classes(counts, material.truth_meaning.background)

@@ -28,6 +28,7 @@ from ssl_seg.config.schedules import (
 from ssl_seg.engine.ema import WeightAverage
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.noise import add_weight_noise
+from ssl_seg.errors import counted
 from ssl_seg.networks.checkpoint import Checkpoint, RunProgress
 
 
@@ -46,7 +47,7 @@ def find_phase(phases: Sequence[LossPhase], epoch: int) -> PolicyEvent | None:
     for number, (before, phase) in enumerate(pairwise(phases), start=2):
         if phase.from_epoch == epoch and phase.weights != before.weights:
             weights = ", ".join(f"{name} {weight:g}" for name, weight in phase.weights.items())
-            blend = f", over {phase.blend_epochs:g} epoch(s)" if phase.blend_epochs else ""
+            blend = f", blended in until epoch {epoch + phase.blend_epochs:g}" if phase.blend_epochs else ""
             text = f"phase {number} of {len(phases)} begins after epoch {epoch}: {weights}{blend}"
             values = {
                 "phase": number,
@@ -219,7 +220,7 @@ class Policies:
         before = max(scores[: rollback + 1])
         found = f"{progress.history[-1]:.3f} is better than {before:.3f}, the best score before it: the run continues"
         if not better:
-            found = f"in {after.judge_epochs} epochs no score was better than {before:.3f}: the run ends"
+            found = f"in {counted(after.judge_epochs, 'epoch')} no score was better than {before:.3f}: the run ends"
         return PolicyEvent("rollback_judged", f"rollback judged: {found}", {"better": better, "best_score": before})
 
     def _report_reduction(self, progress: RunProgress) -> Iterator[PolicyEvent]:
@@ -237,8 +238,8 @@ class Policies:
         response, score = _respond(progress, settings), progress.history[-1]
         if response.is_new:
             note = (
-                f"plateau {response.count}: {settings.patience} epochs without a better score; "
-                f"learning rate x {response.multiplier:.2f} for {settings.hold_epochs} epochs"
+                f"plateau {response.count}: {counted(settings.patience, 'epoch')} without a better score; "
+                f"learning rate x {response.multiplier:.2f} for {counted(settings.hold_epochs, 'epoch')}"
             )
             yield PolicyEvent("plateau", note, {"count": response.count, "multiplier": response.multiplier})
         if response.rolls_back:
@@ -284,7 +285,7 @@ class Policies:
 def _describe_stop(progress: RunProgress) -> PolicyEvent:
     history = progress.ranking_scores[1:]
     epochs, best = count_stale_epochs(history), progress.history[history.index(max(history))]
-    note = f"early stopping: {epochs} epochs without a better score than {best:.3f}"
+    note = f"early stopping: {counted(epochs, 'epoch')} without a better score than {best:.3f}"
     return PolicyEvent("early_stopping", note, {"epochs": epochs, "best_score": best})
 
 

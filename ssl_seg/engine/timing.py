@@ -23,6 +23,7 @@ from ssl_seg.engine.devices import synchronize
 from ssl_seg.engine.engine import Engine
 from ssl_seg.engine.pace import Pace
 from ssl_seg.engine.step_sums import StepSums
+from ssl_seg.errors import counted
 from ssl_seg.files import write_text
 from ssl_seg.inference.sliding import OVERLAP, Predictor
 from ssl_seg.inference.stitching import place_windows
@@ -202,9 +203,10 @@ def profile_steps(
     def write() -> None:
         own_time = f"self_{'cuda' if is_gpu else 'cpu'}_time_total"
         table = recording.key_averages().table(sort_by=own_time, row_limit=SHOWN)
-        write_text(folder / TABLE_FILE, f"{made - SKIPPED} steps\n{table}")
+        steps = counted(made - SKIPPED, "step")
+        write_text(folder / TABLE_FILE, f"{steps}\n{table}")
         recording.export_chrome_trace(str(folder / TIMELINE_FILE))
-        note(f"profile: {made - SKIPPED} step(s) in {folder / TABLE_FILE}, their timeline in {folder / TIMELINE_FILE}")
+        note(f"profile: {steps} in {folder / TABLE_FILE}, with a timeline in {folder / TIMELINE_FILE}")
 
     try:
         yield count_step

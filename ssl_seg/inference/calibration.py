@@ -16,13 +16,12 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from ssl_seg.config import DataConfig, PredictionConfig
-from ssl_seg.errors import CheckpointError, ConfigError, quote
+from ssl_seg.errors import CheckpointError, ConfigError, counted, quote
 from ssl_seg.files import write_json
 from ssl_seg.inference.decision import Cleaning, Decision
 from ssl_seg.inference.model import Model, compute_fingerprint
 from ssl_seg.inference.scoring import PredictFn
 from ssl_seg.scores.calibration import Scaling
-from ssl_seg.scores.text import counted
 
 
 @dataclass(frozen=True)

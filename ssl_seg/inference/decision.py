@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from ssl_seg.errors import counted
+
 
 @dataclass(frozen=True)
 class Cleaning:
@@ -28,7 +30,7 @@ class Cleaning:
     def __str__(self) -> str:
         parts = [
             *(["keep the largest part"] if self.largest else []),
-            *([f"drop parts below {self.least_voxels} voxels"] if self.least_voxels else []),
+            *([f"drop parts below {counted(self.least_voxels, 'voxel')}"] if self.least_voxels else []),
             *(["fill holes"] if self.fill else []),
         ]
         return " and ".join(parts) or "nothing"

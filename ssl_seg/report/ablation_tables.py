@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ssl_seg.errors import counted
 from ssl_seg.files import format_csv
 from ssl_seg.report.markdown import format_table
 from ssl_seg.report.table import Table
@@ -112,7 +113,7 @@ def make_arm_table(summary: AblationSummary) -> Table:
         dropped.add("positive cases")
     columns = tuple(name for name in rows[0] if name not in dropped)
     text = (
-        f"Score: {name_score(summary)}, {summary.cases} {PART_NAMES[summary.part]} cases, mean over runs. "
+        f"Score: {name_score(summary)}, {counted(summary.cases, f'{PART_NAMES[summary.part]} case')}, mean over runs. "
         "The interval of a mean is that of these runs for new cases; p and the interval of a difference hold for new "
         "cases and, with two and more independent runs, for new runs. "
         f"Labels-equivalent: labels with which {summary.baseline} scores the same."

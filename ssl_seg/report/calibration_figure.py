@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssl_seg.errors import counted
 from ssl_seg.report.figures import COLORS, new_figure, open_frame, save_figure
-from ssl_seg.scores.text import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

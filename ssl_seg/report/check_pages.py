@@ -8,6 +8,7 @@ from ssl_seg.data.audit.doctor import Audit
 from ssl_seg.data.findings import Finding, select_faults, sort_findings
 from ssl_seg.data.splits.split import Split
 from ssl_seg.data.splits.statistics import SetMeasures
+from ssl_seg.errors import counted
 from ssl_seg.report.audit_figure import make_chart_panels, name_colors, paint_sample
 from ssl_seg.report.audit_samples import list_class_names, make_charts, read_samples
 from ssl_seg.report.check_tables import describe_summary, join_lines, make_class_row, make_findings_table, make_set_rows
@@ -33,7 +34,7 @@ def make_audit_page(result: Audit, train: str, again: str) -> Page:
         again: command that audits it again.
     """
     summary, counts = result.summary, result.summary["counts"]
-    what = f"{counts['images']:,} images, {counts['labeled']:,} of them with a mask."
+    what = f"{counted(counts['images'], 'image')}, {counts['labeled']:,} of them with a mask."
     samples = read_samples(result, AUDIT_CASES)
     painted = [(s.faulty, s.title.replace("\n", ", "), encode_image(paint_sample(s))) for s in samples]
     kinds = {True: "Named by a fault, or nearly the same", False: "From the least to the most foreground"}
@@ -78,8 +79,8 @@ def make_split_page(
     """
     pool, unlabeled, val, test = map(len, (split.fractions[1.0], split.unlabeled, split.val, split.test))
     what = (
-        f"{pool:,} labeled cases to train with, {unlabeled:,} without a mask, {val:,} for validation, {test:,} sealed "
-        "for the test."
+        f"{counted(pool, 'labeled case')} to train with, {unlabeled:,} without a mask, {val:,} for validation, "
+        f"{test:,} sealed for the test."
     )
     facts = {
         "data": split.dataset,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ssl_seg.data.findings import Finding, describe_finding, sort_findings
-from ssl_seg.errors import name_examples
+from ssl_seg.errors import counted, name_examples
 from ssl_seg.report.score_cells import format_interval
 from ssl_seg.report.table import Table
 from ssl_seg.scores.text import number
@@ -37,7 +37,7 @@ def make_class_row(row: Mapping[str, Any]) -> dict[str, Any]:
 def describe_summary(summary: Mapping[str, Any]) -> dict[str, str]:
     """Return a line of text for each part of the summary of an audit that is known."""
     counts, shapes, intensity = summary["counts"], summary["shapes"], summary["intensity"]
-    groups = f", {counts['groups']} groups" if counts["groups"] else ""
+    groups = f", {counted(counts['groups'], 'group')}" if counts["groups"] else ""
     unreadable = counts["images"] - counts["readable"]
     lines = {
         "images": f"{counts['images']} ({counts['labeled']} labeled, {counts['unlabeled']} without a mask{groups})"
@@ -45,7 +45,7 @@ def describe_summary(summary: Mapping[str, Any]) -> dict[str, str]:
     }
     if shapes is not None:
         lines["size"] = _describe_shapes(shapes)
-        channels = ", ".join(f"{n} x {k} channel(s)" for k, n in summary["channels"].items())
+        channels = ", ".join(f"{n} x {counted(int(k), 'channel')}" for k, n in summary["channels"].items())
         lines["type"] = f"{', '.join(f'{n} x {k}' for k, n in summary['dtypes'].items())}; {channels}"
     if summary["spacing"] is not None:
         lines["voxel size"] = _describe_ranges(summary["spacing"])
@@ -54,7 +54,7 @@ def describe_summary(summary: Mapping[str, Any]) -> dict[str, str]:
         means = f"means of the images {spread['mean']:.4g}, sd {spread['sd']:.3g}"
         lines["intensity"] = f"{intensity['low']:g} .. {intensity['high']:g}; {means}"
     if summary["mask_values"]:
-        shown = [f"{v['value']} ({v['share']:.1%}, {v['masks']} masks)" for v in summary["mask_values"]]
+        shown = [f"{v['value']} ({v['share']:.1%}, {counted(v['masks'], 'mask')})" for v in summary["mask_values"]]
         lines["mask values"] = name_examples(shown, _SHOWN_VALUES)
     if (spread := summary["foreground"]) is not None:
         range_ = f"{spread['min']:.4f} .. {spread['max']:.4f}"

@@ -6,7 +6,7 @@ import os.path
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ssl_seg.errors import SslSegError
+from ssl_seg.errors import SslSegError, counted
 from ssl_seg.report.page import Page, PageSection
 from ssl_seg.report.run_figures import draw_runs
 from ssl_seg.report.run_record import RunRecord
@@ -56,7 +56,7 @@ def make_comparison_page(records: Sequence[RunRecord]) -> Page:
         make_curve_section(named),
         PageSection("Settings that differ", tables=(_make_settings_table(named),)),
     )
-    return Page(f"{len(records)} runs", str(folder), None, sections)
+    return Page(counted(len(records), "run"), str(folder), None, sections)
 
 
 def _make_score_table(named: Mapping[str, RunRecord]) -> Table:

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from ssl_seg.data.findings import describe_finding
 from ssl_seg.engine.machine import own_defaults
-from ssl_seg.errors import ConfigError, DataError, RunDirError, did_you_mean, name_examples, quote
+from ssl_seg.errors import ConfigError, DataError, RunDirError, counted, did_you_mean, name_examples, quote
 from ssl_seg.report.score_cells import describe_absent, show_difference, show_margin
 from ssl_seg.run.gates import describe_targets
-from ssl_seg.scores.text import counted
 
 if TYPE_CHECKING:
     from ssl_seg.data.audit.doctor import Audit
@@ -100,7 +99,7 @@ class TrainedRun:
         return Picture(to_png(plot_f1(record)))
 
     def __repr__(self) -> str:
-        lines = [f"TrainedRun {self.path}: {self.ending} after {self.steps} steps"]
+        lines = [f"TrainedRun {self.path}: {self.ending} after {counted(self.steps, 'step')}"]
         if self.scores:
             used = self.scores["selected"]["net"]
             lines += align_columns([_make_row(net, self.scores, net == used) for net in ("student", "teacher")])
@@ -160,7 +159,7 @@ class PretrainedRun:
 
     def __repr__(self) -> str:
         path = repr(str(self.path))
-        lines = [f"PretrainedRun {self.path}: {self.ending} after {self.steps} steps"]
+        lines = [f"PretrainedRun {self.path}: {self.ending} after {counted(self.steps, 'step')}"]
         if self.result:
             error, baseline, gain = (self.result[name] for name in ("error", "baseline", "gain"))
             lines.append(f"error on hidden voxels {error:.3f}, mean of the visible image {baseline:.3f}: {gain:+.1%}")
@@ -248,7 +247,7 @@ class Evaluation:
             f"{name}: {describe_targets(row['targets'])}" for name, row in self.networks.items() if "targets" in row
         ]
         if record["sealed_cases"]:
-            lines.append(f"sealed test cases, opened {record['test_openings']} time(s)")
+            lines.append(f"sealed test cases, opened {counted(record['test_openings'], 'time')}")
         return "\n".join([*lines, *self.notes])
 
 
@@ -295,8 +294,8 @@ class DataAudit:
     def __repr__(self) -> str:
         summary = self.audit.summary
         counts = summary["counts"]
-        head = f"DataAudit {summary['root']}: layout {summary['layout']}, {counts['images']} images, "
-        lines = [f"{head}{counts['labeled']} with a mask, {summary['faults']} fault(s)"]
+        head = f"DataAudit {summary['root']}: layout {summary['layout']}, {counted(counts['images'], 'image')}, "
+        lines = [f"{head}{counts['labeled']} with a mask, {counted(summary['faults'], 'fault')}"]
         lines += [f"note: {note}" for note in summary["notes"]]
         lines += [f"{finding.level}: {describe_finding(finding)}" for finding in self.audit.findings]
         advice = f"ssl_seg.train({summary['root']!r})" if self.ok else "fix the faults"

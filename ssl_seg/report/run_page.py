@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ssl_seg.config import NETS
 from ssl_seg.data.facts import format_size
 from ssl_seg.data.home import find_home
-from ssl_seg.errors import SslSegError, name_examples, quote
+from ssl_seg.errors import SslSegError, counted, name_examples, quote
 from ssl_seg.report.figures import Drawing, describe_class_colors
 from ssl_seg.report.page import Page, PageSection, keep_filled, make_facts, make_image_rows
 from ssl_seg.report.run_figures import draw_curves, draw_foreground_scatter, draw_reliability, draw_scores
@@ -19,7 +19,7 @@ from ssl_seg.report.table import Table, to_table
 from ssl_seg.run.directory import find_last
 from ssl_seg.run.final_scores import NetworkScore, summarize_network
 from ssl_seg.run.seal import Ledger, find_openings
-from ssl_seg.scores.text import UNKNOWN, counted, figure, number, share, shown_f1
+from ssl_seg.scores.text import UNKNOWN, figure, number, share, shown_f1
 
 if TYPE_CHECKING:
     from ssl_seg.report.case_pictures import PredictedCase
@@ -330,7 +330,7 @@ def _describe_openings(record: RunRecord) -> str:
     number = len(find_openings(record.split.image_contents(record.split.test), ledger))
     own = [event for event in record.events if event.get("event") == "test_opened"]
     times = name_examples([f"{str(e.get('time'))[:16].replace('T', ' ')} by {e.get('by')}" for e in own], 5)
-    return f"{number} time(s)" + (f", with a network of this run: {times}" if own else "")
+    return counted(number, "time") + (f", with a network of this run: {times}" if own else "")
 
 
 def _make_settings_table(record: RunRecord) -> Table:

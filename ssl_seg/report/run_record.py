@@ -18,7 +18,7 @@ from ssl_seg.config.layers import check_partial, flatten, read_layers, to_plain
 from ssl_seg.data.pictures import spread
 from ssl_seg.data.splits.files import load_split
 from ssl_seg.data.splits.split import Split
-from ssl_seg.errors import RunDirError, SslSegError, name_examples, quote
+from ssl_seg.errors import RunDirError, SslSegError, counted, name_examples, quote
 from ssl_seg.files import now
 from ssl_seg.monitor.catalog import CODES, beats_trivial
 from ssl_seg.networks.checkpoint_file import PRETRAINING_FILE, describe_pretraining
@@ -36,7 +36,7 @@ from ssl_seg.run.directory import (
 )
 from ssl_seg.run.final_scores import FinalScores, NetworkScore, load_final_scores, summarize_network
 from ssl_seg.run.request import TrainRequest
-from ssl_seg.scores.text import counted, number
+from ssl_seg.scores.text import number
 
 MOST_LOOKS = 400
 """Looks of a run that are drawn; of more, evenly spread ones."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ssl_seg.errors import counted
+
 Row = Mapping[str, Any]
 
 
@@ -61,7 +63,7 @@ def describe_absent(summary: Row) -> Iterator[str]:
     subject = f"class {names} is" if len(absent) == 1 else f"classes {names} are"
     yield f"{subject} in none of the masks: left out of the means of classes over all cases"
     for row in summary["false_classes"]:
-        where = f"{row['voxels']} voxels in {row['cases']} case(s), which lowers the Dice of these cases"
+        where = f"{row['voxels']} voxels in {counted(row['cases'], 'case')}, which lowers the Dice of these cases"
         yield f"class {row['label']} is predicted all the same: {where}"
 
 
@@ -81,12 +83,13 @@ def make_object_rows(found: Row) -> list[dict[str, Any]]:
         }
         for key, name in names.items()
     ]
-    empty = f"{found['empty']} image(s) without objects"
+    empty = f"{counted(found['empty'], 'image')} without objects"
+    images = counted(found["images"], "image")
     for key in ("f1_50", "ap", "pq"):
         name = names[key]
-        rows.append({"score": f"{name} (mean of {found['images']} images)", "found": found["mean"][key]})
+        rows.append({"score": f"{name} (mean of {images})", "found": found["mean"][key]})
         if found["empty"]:
-            rows[-1]["score"] = f"{name} (mean of {found['images']} images, {empty} as 1)"
+            rows[-1]["score"] = f"{name} (mean of {images}, {empty} as 1)"
             rows.append({"score": f"{name} (mean, {empty} left out)", "found": found["mean_nonempty"][key]})
     return rows
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ssl_seg.data.splits.statistics import SetComparison, SetMeasures
-from ssl_seg.errors import DataError
+from ssl_seg.errors import DataError, counted
 from ssl_seg.report.figures import COLORS, MOST_POINTS, PanelRow, find_limits, name_rows, plot_panels
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _draw_panel(measures: Sequence[SetMeasures], title: str, comparisons: Sequen
     low, high, beyond = _limits(comparisons)
     axis.set_xlim(low, high)
     axis.set_ylim(len(measures) - 0.5, -0.5)
-    axis.set_xlabel(title + (f"\n{beyond} case(s) beyond the axis" if beyond else ""))
+    axis.set_xlabel(title + (f"\n{counted(beyond, 'case')} beyond the axis" if beyond else ""))
     axis.grid(axis="x", color="0.9", linewidth=0.8)
     axis.set_axisbelow(True)
     name_rows(axis, range(len(measures)), [_label(m) for m in measures])
@@ -95,5 +95,5 @@ def _limits(comparisons: Sequence[SetComparison]) -> tuple[float, float, int]:
 
 def _label(m: SetMeasures) -> str:
     name = m.name if m.fraction is None else f"labels {100 * m.fraction:g} %"
-    groups = f", {m.groups} groups" if m.groups < len(m.ids) else ""
-    return f"{name}\n{len(m.ids)} cases{groups}"
+    groups = f", {counted(m.groups, 'group')}" if m.groups < len(m.ids) else ""
+    return f"{name}\n{counted(len(m.ids), 'case')}{groups}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssl_seg.errors import RunDirError, SslSegError, quote
+from ssl_seg.errors import RunDirError, SslSegError, counted, quote
 from ssl_seg.report.ablation_figures import FIGURES
 from ssl_seg.report.comparison_page import make_curve_section, make_verdict_section
 from ssl_seg.report.figures import Drawing
@@ -86,7 +86,7 @@ def _make_ablation_page(path: Path) -> Page:
     since = (path / ABLATION_RESULTS).stat().st_mtime
     newer = sum(file.stat().st_mtime > since for file in path.glob(f"cells/*/run/{SCORES_FILE}"))
     if newer:
-        warnings += (f"{newer} training(s) have ended since this table was written: {_RENEW}",)
+        warnings += (f"{counted(newer, 'training', 'have')} ended since this table was written: {_RENEW}",)
     figures = tuple(
         Drawing(title, caption, f'<img src="{to_data_uri((path / name).read_bytes(), "png")}" alt="{title}">')
         for name, (title, caption, _) in FIGURES.items()

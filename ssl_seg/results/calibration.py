@@ -15,7 +15,7 @@ from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.data.open import open_store
 from ssl_seg.data.splits.files import split_from_dict
 from ssl_seg.data.store import CaseStore
-from ssl_seg.errors import ConfigError, DataError
+from ssl_seg.errors import ConfigError, DataError, counted
 from ssl_seg.files import find_obstacle
 from ssl_seg.inference.calibration import Calibration, calibrate_predictor, calibration_path, decide, save_calibration
 from ssl_seg.inference.decision import Cleaning, measure_parts
@@ -116,7 +116,7 @@ def calibrate(
     ids = choose_cases((model,), catalog, split_from_dict(model.checkpoint.split), note)
     if len(ids) < FEW_CASES:
         note(
-            f"WARNING {len(ids)} validation case(s), fewer than {FEW_CASES}: what they choose holds for them and may "
+            f"WARNING {counted(len(ids), 'validation case')}, fewer than {FEW_CASES}: what is chosen by them may "
             "hold for no other image. Label more, or train with --folds and calibrate each fold"
         )
     predictor, store = model.predictor(net, request.overlap), open_store(catalog, data)

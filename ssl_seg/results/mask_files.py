@@ -26,7 +26,7 @@ from ssl_seg.data.volumes import (
     split_location,
     split_suffix,
 )
-from ssl_seg.errors import DataError, name_examples
+from ssl_seg.errors import DataError, counted, name_examples
 from ssl_seg.files import append_jsonl, find_obstacle, name_unwritable, read_jsonl
 
 RECORD = ".predictions.jsonl"
@@ -339,7 +339,8 @@ def note_unread(source: Path, output: Path, jobs: Sequence[Job]) -> tuple[str, .
             unused[is_image(path)].append(path.relative_to(inner).as_posix())
     notes = note_others(tuple(unused[False]))
     if images := unused[True]:
-        text = f"{source} is read as a data set: {len(images)} image file(s) that are none of its cases get no mask"
+        files = counted(len(images), "image file", "outside its cases get")
+        text = f"{source} is read as a data set: {files} no mask"
         notes += (f"{text} ({name_examples(images)})",)
     return notes
 

@@ -36,7 +36,7 @@ from ssl_seg.data.volumes import (
     write_mask,
     write_probabilities,
 )
-from ssl_seg.errors import DataError, quote
+from ssl_seg.errors import DataError, counted, quote
 from ssl_seg.files import write_json
 from ssl_seg.inference.calibration import (
     Calibration,
@@ -290,7 +290,7 @@ def check_dimensions(stored: Stored, name: str, data: DataConfig) -> None:
         DataError: where it has not; says how it is read.
     """
     if (ndim := len(stored.shape) - 1) != data.ndim:
-        read_as = f"is read as {ndim}D, {format_size(stored.shape[1:])} with {stored.shape[0]} channel(s)"
+        read_as = f"is read as {ndim}D, {format_size(stored.shape[1:])} with {counted(stored.shape[0], 'channel')}"
         slices = ". If these are slices, save them as NIfTI or a TIFF with the axes ZYX" * (ndim < stored.shape[0] <= 4)
         raise DataError(f"{name} {read_as}; the network was trained on {data.ndim}D images{slices}")
 

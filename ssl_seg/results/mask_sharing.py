@@ -13,7 +13,7 @@ import torch
 
 from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.engine.machine import count_cores
-from ssl_seg.errors import DataError, SslSegError, is_out_of_memory
+from ssl_seg.errors import DataError, SslSegError, counted, is_out_of_memory
 from ssl_seg.files import is_disk_full
 from ssl_seg.results.claims import State, claim_each
 from ssl_seg.results.mask_files import Job, MaskRecord
@@ -56,7 +56,7 @@ def share_out(work: Work, maker: MaskMaker, track: Track, note: Callable[[str], 
     """Return what becomes of each image, by its number, made by this process or by as many as are asked for."""
     asked, count = work.request.workers, count_workers(work, maker)
     if count < asked and work.jobs:
-        note(f"--workers {asked}: there are only {count} image(s) or piece(s) to share, so {count} process(es) work")
+        note(f"--workers {asked}: so few images or pieces are left to share that {counted(count, 'process', 'work')}")
     if count == 1:
         return _make_masks(work, maker, track)
     return _gather(run_workers(count, _make_elsewhere, work, maker.settings, count), track)

@@ -13,7 +13,7 @@ from ssl_seg.config import DataConfig
 from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.data.facts import format_size
 from ssl_seg.engine.machine import count_cores
-from ssl_seg.errors import ConfigError, DataError, quote
+from ssl_seg.errors import ConfigError, DataError, counted, quote
 from ssl_seg.files import DISK_FULL, is_disk_full, name_unwritable
 from ssl_seg.inference.calibration import check_threshold
 from ssl_seg.monitor.catalog import limit
@@ -118,7 +118,7 @@ def predict(
                     outcomes[number] = outcome
     except KeyboardInterrupt:
         begun = sum(len(find_pieces(job)) for job in waiting)
-        kept_pieces = f"; so far {begun} piece(s) of larger images are done and kept" if begun else ""
+        kept_pieces = f"; so far {counted(begun, 'piece', 'of larger images are')} done and kept" if begun else ""
         so_far = f"interrupted: {count_done()} of {len(jobs)} masks are in {request.output}{kept_pieces}"
         note(_describe_failures(so_far, _list_failures(waiting, outcomes)))
         raise
@@ -126,8 +126,8 @@ def predict(
         if not is_disk_full(error):
             raise
         raise DataError(
-            f"the disk of {request.output} {DISK_FULL}; {count_done()} masks are done. Free some space and give the "
-            "same command again"
+            f"the disk of {request.output} {DISK_FULL}; {counted(count_done(), 'mask', 'are')} done. Free some space "
+            "and give the same command again"
         ) from error
     if request.objects and record.folder is not None:
         join_tables((job.table for job in jobs), record.folder / TABLE, data.ndim, data.channels)
@@ -144,7 +144,7 @@ def _list_remarks(
 ) -> list[str]:
     """Return what is to be said of the masks that this call has made, and of all together."""
     read_as = Counter(text for result in made.values() for text in result.notes)
-    remarks = [f"{number} image(s): {remark}" for remark, number in read_as.items()]
+    remarks = [f"{counted(number, 'image')}: {remark}" for remark, number in read_as.items()]
     shifted = [jobs[number].locations[0] for number, result in sorted(made.items()) if result.is_shifted]
     shares: dict[tuple[int, ...], list[float]] = {}
     masks: list[Made | MaskResult] = [*kept, *made.values()]
@@ -158,8 +158,9 @@ def _describe_shifted(shifted: Sequence[str], data: DataConfig) -> str | None:
     if not shifted or data.window is None:
         return None
     return (
-        f"WARNING {len(shifted)} image(s) have no value below 0 ({shifted[0]}). data.window=[{data.window[0]:g}, "
-        f"{data.window[1]:g}] holds for values as in training: subtract the offset (1000, 1024) of such CT"
+        f"WARNING {counted(len(shifted), 'image', 'have')} no value below 0 ({shifted[0]}). "
+        f"data.window=[{data.window[0]:g}, {data.window[1]:g}] holds for values as in training: subtract the offset "
+        "(1000, 1024) of such CT"
     )
 
 
@@ -192,7 +193,7 @@ def _hold_folder(folder: Path) -> Iterator[None]:
 def _describe_end(failures: Sequence[Failure], done: int, images: int, output: Path) -> str:
     if images == 1:
         return ": ".join(failures[0])
-    rest = f"the other {done} masks are in {output}" if done else "no mask was written"
+    rest = f"{counted(done, 'other mask', 'are')} in {output}" if done else "no mask was written"
     text = f"{len(failures)} of {images} images have no mask, {rest}"
     return _describe_failures(f"{text}. Repair or remove them, and give the same command again:", failures)
 
@@ -202,8 +203,8 @@ def _check_workers(workers: int, note: Callable[[str], None]) -> None:
         raise ConfigError(f"--workers {workers}: must be 1 or a larger whole number, the number of processes")
     if workers > (cores := count_cores()):
         note(
-            f"WARNING --workers {workers}: on a CPU, more processes than the {cores} core(s) use more memory and save "
-            "no time"
+            f"WARNING --workers {workers}: on a CPU, more processes than {counted(cores, 'core')} use more memory and "
+            "save no time"
         )
 
 

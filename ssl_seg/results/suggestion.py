@@ -29,7 +29,7 @@ from ssl_seg.data.splits.files import split_from_dict
 from ssl_seg.data.splits.split import Split
 from ssl_seg.data.store import CaseStore, WholeCase
 from ssl_seg.data.volumes import split_suffix
-from ssl_seg.errors import ConfigError, DataError, quote
+from ssl_seg.errors import ConfigError, DataError, counted, quote
 from ssl_seg.inference.calibration import Calibration, calibrate_predictor, decide, decide_mean, find_calibration
 from ssl_seg.inference.decision import Decision
 from ssl_seg.inference.ensemble import check_members, open_members, pool
@@ -150,7 +150,7 @@ def _explain_none(split: Split, catalog: Catalog, model: Model) -> str:
     hidden = len(split.pool_ids(model.config.split.labels)) - len(split.unlabeled)
     if hidden:
         return (
-            f"{start}. {hidden} masks are there that it has not learned from (split.labels="
+            f"{start}. {counted(hidden, 'mask', 'are')} there that it has not learned from (split.labels="
             f"{model.config.split.labels:g}): train with more labels"
         )
     return f"{start}. Images that were added after the training are in no list of its split: train again, then suggest"

@@ -6,11 +6,12 @@ from dataclasses import asdict
 
 from ssl_seg.engine.devices import measure_peak_memory
 from ssl_seg.engine.pace import describe_pace, describe_seconds, estimate_seconds
+from ssl_seg.errors import counted
 from ssl_seg.run.assembly import Feed, Ready
 from ssl_seg.run.console import Console
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.prepare import BegunRun
-from ssl_seg.scores.text import counted, number
+from ssl_seg.scores.text import number
 
 
 def announce(prepared: BegunRun, ready: Ready, first: int, console: Console) -> float | None:

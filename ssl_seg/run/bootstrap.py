@@ -17,7 +17,7 @@ from ssl_seg.config.layers import Layer, Nested, leave_out, to_plain
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.splits.files import split_from_dict
 from ssl_seg.data.splits.split import Split, find_copies_of
-from ssl_seg.errors import RefusedError
+from ssl_seg.errors import RefusedError, counted
 from ssl_seg.inference.model import better_net, find_collapsed
 from ssl_seg.methods import METHODS
 from ssl_seg.monitor.verdicts import TRIVIAL_MARGIN
@@ -188,8 +188,8 @@ def _check_leaks(parent: Checkpoint, split: Split) -> list[str]:
                 else "That run was forced: start from another parent."
             )
             problems.append(
-                f"{len(leaks)} {part} case(s) of this run were labeled training cases of {who}, for example "
-                f"'{leaks[0]}'. {way}"
+                f"{counted(len(leaks), f'{part} case', 'of this run were')} among the labeled training cases "
+                f"of {who}, for example '{leaks[0]}'. {way}"
             )
     return problems
 
@@ -200,8 +200,8 @@ def check_copies(parent: Checkpoint, split: Split, catalog: Catalog) -> list[str
     They are known only where the data of the new run hold those images too.
     """
     return [
-        f"{len(copies)} {part} case(s) of this run look like copies of labeled training cases of the parent, or of a "
-        f"run that it builds on, for example '{copies[0]}' (--allow-split overrides this)."
+        f"{counted(len(copies), f'{part} case', 'of this run look')} like copies of labeled training cases of the "
+        f"parent, or of a run that it builds on, for example '{copies[0]}' (--allow-split overrides this)."
         for part, ids in (("validation", split.val), ("test", split.test))
         if (copies := find_copies_of(catalog, ids, parent.seen_labels))
     ]

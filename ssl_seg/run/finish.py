@@ -15,6 +15,7 @@ from ssl_seg.config import NETS
 from ssl_seg.data.loader import PatchSource, make_loader
 from ssl_seg.data.store import CaseStore
 from ssl_seg.engine.ema import estimate_batch_norm
+from ssl_seg.errors import counted
 from ssl_seg.files import atomic_write
 from ssl_seg.inference.model import open_model
 from ssl_seg.monitor.findings import Verdict
@@ -41,7 +42,6 @@ from ssl_seg.run.resources import count_given_workers
 from ssl_seg.run.scenarios import find_scenarios
 from ssl_seg.run.session import LoopResult, Session
 from ssl_seg.scores.objects import describe_objects
-from ssl_seg.scores.text import counted
 
 BATCH_NORM_BATCHES = 50
 """Training batches that the BatchNorm statistics of averaged weights are estimated on."""
@@ -110,7 +110,7 @@ def _write_average(session: Session, prepared: BegunRun, console: Console) -> No
     collapsed = list(NETS) if "student" in selected["collapsed"] else []
     scores = {**last.scores, "selected": {**selected, "collapsed": collapsed}}
     save_checkpoint(replace(last, student=mean, teacher=mean, scores=scores, parts={}), prepared.run.swa)
-    console.note(f"policy: swa.pt is the mean of the students at the ends of {average.count} epochs")
+    console.note(f"policy: swa.pt is the mean of the students at the ends of {counted(average.count, 'epoch')}")
 
 
 def _draw_images(source: PatchSource, device: torch.device, workers: int) -> Iterator[Tensor]:

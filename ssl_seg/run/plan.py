@@ -16,7 +16,7 @@ from ssl_seg.data.contrast import count_contrasts, count_skews, looks_like_ct, m
 from ssl_seg.data.resample import compute_resampled_shape
 from ssl_seg.data.synthetic import is_synthetic
 from ssl_seg.engine.pace import ANY_STEPS
-from ssl_seg.errors import NetworkError
+from ssl_seg.errors import NetworkError, counted
 from ssl_seg.methods import METHODS
 from ssl_seg.methods.base import Traits
 from ssl_seg.networks.builders import check_patch_size, get_network_spec
@@ -156,7 +156,8 @@ def _plan_method(
     is_measured = len(labeled) <= FEW_LABELED and UNIMATCH_STEPS <= steps < ANY_STEPS
     if not (is_open and takes_unimatch and has_unlabeled and is_measured):
         return known.get("method.name", "mean_teacher"), []
-    reason = f"{len(labeled)} labeled images, up to {FEW_LABELED}: measured with 4, in runs of {UNIMATCH_STEPS} steps"
+    images = counted(len(labeled), "labeled image")
+    reason = f"{images}, up to {FEW_LABELED}: measured with 4, in runs of {UNIMATCH_STEPS} steps"
     return "unimatch", [Planned("method.name", "unimatch", reason)]
 
 
@@ -308,7 +309,7 @@ def _plan_window(catalog: Catalog, labeled: Sequence[str], known: Nested) -> lis
 
 
 def _plan_masks(catalog: Catalog) -> list[Planned]:
-    meaning, masks = catalog.meaning, f"{len(catalog.labeled)} masks"
+    meaning, masks = catalog.meaning, counted(len(catalog.labeled), "mask")
     if meaning.kind == "semantic":
         labels = Planned("data.label_values", list(catalog.label_values), f"values found in {masks}")
         return [Planned("data.mask", "semantic", "each value is a class"), labels]

@@ -12,7 +12,7 @@ from ssl_seg.data.layouts import EXTRA
 from ssl_seg.data.splits.checks import check_split
 from ssl_seg.data.store import GRAY_FOR_COLOR
 from ssl_seg.data.volumes import takes_axes
-from ssl_seg.errors import ConfigError, DataError, SplitError
+from ssl_seg.errors import ConfigError, DataError, SplitError, counted
 from ssl_seg.methods import METHODS, check_traits
 from ssl_seg.networks.builders import check_deep_supervision, check_patch_size
 from ssl_seg.run.lint.conditions import DataFacts
@@ -95,8 +95,8 @@ def _check_spacing(data: DataConfig, catalog: Catalog) -> None:
     unknown = [i for i, facts in catalog.facts.items() if facts.spacing is None]
     if data.resample_to is not None and unknown:
         raise DataError(
-            f"data.resample_to = {list(data.resample_to)}, but {len(unknown)} image(s) do not say how large their "
-            f"voxels are, for example '{unknown[0]}'. Give data.spacing, which applies to all, or leave out "
+            f"data.resample_to = {list(data.resample_to)}, but {counted(len(unknown), 'image', 'do')} not say how "
+            f"large a voxel is, for example '{unknown[0]}'. Give data.spacing, which applies to all, or leave out "
             "resample_to."
         )
 

@@ -18,7 +18,7 @@ from ssl_seg.data.formats import stored
 from ssl_seg.data.resample import compute_resampled_shape
 from ssl_seg.data.splits.split import Split
 from ssl_seg.engine.machine import available_memory, count_cores
-from ssl_seg.errors import DataError, MachineError, RunDirError
+from ssl_seg.errors import DataError, MachineError, RunDirError, counted
 from ssl_seg.methods.base import Built, OwnsOptimizer
 
 FLOAT = 4
@@ -59,9 +59,9 @@ def check_memory(config: Config, catalog: Catalog, split: Split) -> None:
     shape = "x".join(str(n) for n in catalog.facts[largest].shape)
     raise DataError(
         f"{len(over)} of {len(split.val)} validation cases do not fit into memory: '{largest}' ({shape}, "
-        f"{config.data.channels} channel(s), {config.data.num_classes} classes) takes {needed[largest]:,} bytes, and "
-        f"{min(known):,} are available. Each is predicted and scored whole at the end of the run: cut them into "
-        "smaller images, put smaller cases into validation (--split), or use a machine with more memory"
+        f"{counted(config.data.channels, 'channel')}, {config.data.num_classes} classes) takes {needed[largest]:,} "
+        f"bytes, and {min(known):,} are available. Each is predicted and scored whole at the end of the run: cut them "
+        "into smaller images, put smaller cases into validation (--split), or use a machine with more memory"
     )
 
 

@@ -20,7 +20,7 @@ from ssl_seg.data.content import IMAGE_DIGITS
 from ssl_seg.data.open import PATHS
 from ssl_seg.data.splits.split import Split
 from ssl_seg.data.synthetic import is_synthetic
-from ssl_seg.errors import ConfigError, DataError, RunDirError, quote
+from ssl_seg.errors import ConfigError, DataError, RunDirError, counted, quote
 from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ssl_seg.run.directory import RunDir
 from ssl_seg.run.final_scores import SCORES_FILE
@@ -68,8 +68,8 @@ def check_resumable(run: RunDir, checkpoint: Checkpoint, old: Config, new: Confi
     steps, longer = new.length.steps, new.length.steps > old.length.steps
     if steps != old.length.steps and steps <= step:
         raise ConfigError(
-            f"length.steps = {steps}: {run.path} has done {step} steps, which cannot be taken back. Give more than "
-            f"{step}, or use one of its checkpoints"
+            f"length.steps = {steps}: {run.path} has done {counted(step, 'step')}, which cannot be taken back. Give "
+            f"more than {step}, or use one of its checkpoints"
         )
     if ending is None or (not longer and (new.data != old.data or run.read_ending() is None)):
         return

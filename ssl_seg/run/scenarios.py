@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ssl_seg.config import Config, PlateauResponseConfig
+from ssl_seg.errors import counted
 from ssl_seg.inference.scoring import Score
 from ssl_seg.monitor.catalog import limit
 
@@ -48,7 +49,7 @@ def describe_scenarios(config: Config, rungs: Sequence[str]) -> list[str]:
         "divergence": answers[config.monitor.on_collapse],
         "collapse": "the same",
     }
-    length = f"{config.length.steps} steps" + "; ".join(["", *_list_early_ends(config)])
+    length = f"{counted(config.length.steps, 'step')}" + "; ".join(["", *_list_early_ends(config)])
     return [
         f"success: F1 more than {limit('learned_margin'):g} above all-positive -> {length}, best.pt is kept",
         *(
@@ -89,12 +90,12 @@ def _list_policies(config: Config) -> list[str]:
     response, optim = config.policies.plateau_response, config.optim
     found = []
     if optim.schedule == "reduce_on_plateau":
-        found.append(f"learning rate x {optim.plateau_factor:g} after {optim.plateau_patience} epochs")
+        found.append(f"learning rate x {optim.plateau_factor:g} after {counted(optim.plateau_patience, 'epoch')}")
     if response is not None:
         found.append(
-            f"after {response.patience} epochs learning rate x {response.base:g}, at each further plateau + "
-            f"{response.gain:g} up to {response.cap:g}, for {response.hold_epochs} epochs; back to best.pt where the "
-            f"score falls by {response.rollback_drop:g}{_describe_milder(response)}"
+            f"after {counted(response.patience, 'epoch')} learning rate x {response.base:g}, at each further plateau + "
+            f"{response.gain:g} up to {response.cap:g}, for {counted(response.hold_epochs, 'epoch')}; back to best.pt "
+            f"where the score falls by {response.rollback_drop:g}{_describe_milder(response)}"
         )
     return found + _list_early_ends(config)
 
@@ -104,13 +105,14 @@ def _describe_milder(response: PlateauResponseConfig) -> str:
     if (after := response.after_rollback) is None:
         return ""
     weights = ", ".join(f"{name} {weight:g}" for name, weight in after.component_weights.items())
+    epochs = counted(after.judge_epochs or 0, "epoch")
     return (
         f", from then on x {after.base:g} and + {after.gain:g}"
         f"{f', loss weights {weights}' if weights else ''}"
-        f"{f', and the end after {after.judge_epochs} epochs that bring nothing' if after.judge_epochs else ''}"
+        f"{f', and the end after {epochs} that bring nothing' if after.judge_epochs else ''}"
     )
 
 
 def _list_early_ends(config: Config) -> list[str]:
     early = config.policies.early_stopping
-    return [] if early is None else [f"the run ends after {early.patience} epochs without a better score"]
+    return [] if early is None else [f"the run ends after {counted(early.patience, 'epoch')} without a better score"]

@@ -10,11 +10,6 @@ MOST_PLAIN = 1e5
 """Figures from which powers of ten are easier to read."""
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun: ``1 case``, ``12 cases``."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
-
-
 def number(value: float | None, digits: int = 3) -> str:
     """Return a figure with a number of decimals, a huge one in powers of ten; ``-`` for None, NaN and infinities."""
     if value is None or not math.isfinite(value):

@@ -12,7 +12,7 @@ from ssl_seg.config.layers import Layer, nest
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.open import describe_cases, open_data_once
 from ssl_seg.data.splits.files import save_folds
-from ssl_seg.errors import ConfigError, SslSegError
+from ssl_seg.errors import ConfigError, SslSegError, counted
 from ssl_seg.files import next_free
 from ssl_seg.results.folds import FOLDS, CrossValidation, Fold
 from ssl_seg.results.study import save_study
@@ -88,7 +88,7 @@ def _create(request: TrainRequest, fabric: Fabric, console: Console) -> CrossVal
     counts = ", ".join(str(fold.cases) for fold in folds)
     console.note(
         f"cross-validation: {path}, {len(folds)} folds with {counts} validation cases, "
-        f"{len(splits[0].test)} test cases (sealed) in none of them"
+        f"{counted(len(splits[0].test), 'test case')} (sealed) in none of them"
     )
     return validation
 

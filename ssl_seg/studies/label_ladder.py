@@ -19,7 +19,7 @@ from ssl_seg.config.data import format_label_amount
 from ssl_seg.config.layers import Layer, nest, validate
 from ssl_seg.data.splits.files import save_split
 from ssl_seg.data.splits.split import Split
-from ssl_seg.errors import ConfigError, RefusedError
+from ssl_seg.errors import ConfigError, RefusedError, counted
 from ssl_seg.files import next_free
 from ssl_seg.inference.scoring import count_classes
 from ssl_seg.results.study import save_study
@@ -123,7 +123,7 @@ def _create(
 
     create_whole(path, fill)
     counts = ", ".join(str(rung.cases) for rung in rungs)
-    console.note(f"ladder: {path}, {len(rungs)} rung(s) with {counts} labeled cases, one split for all")
+    console.note(f"ladder: {path}, {counted(len(rungs), 'rung')} with {counts} labeled cases, one split for all")
     return ladder
 
 
@@ -139,7 +139,7 @@ def _list_rungs(split: Split, labels: Sequence[float], rounds: int, console: Con
             )
         if counts[above] == counts[below]:
             console.note(
-                f"ladder: WARNING {named[0]} and {named[1]} both stand for {counts[above]} labeled case(s): "
+                f"ladder: WARNING {named[0]} and {named[1]} both stand for {counted(counts[above], 'labeled case')}: "
                 f"rung {list(counts).index(above) + 1} adds none"
             )
     numbers = count(1)
@@ -190,7 +190,7 @@ def _plan_rung(ladder: LabelLadder, rung: Rung, console: Console) -> Training:
     dropped = OWN_SPLIT | {"split.labels"} | ({"bootstrap"} if best is None and len(ladder.trainings) > 1 else set())
     dropped |= set() if best is None else {"network.pretrained"}
     own = Layer(f"rung {rung.number}", {"split": _describe_split(ladder, rung)})
-    title = f"rung {rung.number} of {len(ladder.trainings)}: labels {rung.amount}, {rung.cases} case(s)"
+    title = f"rung {rung.number} of {len(ladder.trainings)}: labels {rung.amount}, {counted(rung.cases, 'case')}"
     parent = None if best is None else ladder.run_of(best).best
     training = make_training(ladder, title, own, dropped=dropped, parent=parent)
     start = parent or training.request.settings.get("network.pretrained") or "scratch"
@@ -215,7 +215,7 @@ def _plan_round(ladder: LabelLadder, rung: Rung, best: Rung, console: Console) -
     console.note(f"round {rung.round}, pseudo-labels of rung {best.number}: {reliability}")
     own = {"split": _describe_split(ladder, rung), "data": {"pseudo_labels": str(folder)}}
     title = (
-        f"rung {rung.number} of {len(ladder.trainings)}: labels {rung.amount}, {rung.cases} case(s), and "
+        f"rung {rung.number} of {len(ladder.trainings)}: labels {rung.amount}, {counted(rung.cases, 'case')}, and "
         f"{reliability.kept} with pseudo-labels of rung {best.number}"
     )
     dropped = OWN_SPLIT | {"split.labels", "bootstrap"}

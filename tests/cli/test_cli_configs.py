@@ -139,7 +139,7 @@ class TestCheck:
         code, out, _ = cli("config", "check", file)
         assert code == 0
         assert out.splitlines()[0].startswith(f"WARNING changes_nothing: policies.swa.start_epoch = 9 ({file})")
-        assert out.splitlines()[-1] == f"{file}: 1 warning(s)"
+        assert out.splitlines()[-1] == f"{file}: 1 warning"
         assert cli("config", "check", file, "--strict")[0] == 2
         assert cli("config", "check", file, "--strict", "--set", "policies.swa.start_epoch=2")[:2] == (
             0,

@@ -59,7 +59,7 @@ def test_a_planted_leak_has_exit_code_2(
     data = ("--data", particles_dir) if with_data else ()
     code, out, _ = cli("split", "check", tmp_path / "leak.yaml", *data)
     assert code == 2
-    assert f"fault: overlap: 1 case(s) are listed more than once: in val and test ({split.test[0]})" in out
+    assert f"fault: overlap: 1 case is listed more than once: in val and test ({split.test[0]})" in out
     code, out, _ = cli("split", "check", tmp_path / "leak.yaml", *data, "--json")
     result = json.loads(out)
     assert [f["code"] for f in result["findings"] if f["level"] == "fault"] == ["overlap", "duplicate_content"]

@@ -58,7 +58,7 @@ def test_kinds() -> None:
         assert ("data.axes=ZYX" in message, "one slice" in message) == (advice, True)
     colors = named(fact(channels=3), fact(channels=4), fact(channels=3))
     assert brief(checks.check_kinds(colors)) == [("mixed_kinds", "fault", ("1",))]
-    assert "2 with 3 channel(s) (e.g. 0), 1 with 4 channel(s) (e.g. 1)" in next(checks.check_kinds(colors)).message
+    assert "2 with 3 channels (e.g. 0), 1 with 4 channels (e.g. 1)" in next(checks.check_kinds(colors)).message
 
 
 def test_dtypes() -> None:

@@ -14,6 +14,7 @@ from ssl_seg.data.content import make_content
 from ssl_seg.data.duplicates import Likeness
 from ssl_seg.data.facts import Appearance, CaseFacts
 from ssl_seg.data.findings import Finding
+from ssl_seg.errors import counted
 
 
 def fact(image: int, mask: int | None = 0, *, seed: int | None = None, mix: float = 0.0) -> CaseFacts:
@@ -128,7 +129,7 @@ def test_many_sets_are_shortened_in_the_message_and_complete_in_the_cases() -> N
     facts = {f"{letter}{n}": fact(n) for n in range(5) for letter in "abcd"}
     finding = found(facts)["duplicate_image"]
     assert len(finding.cases) == 20
-    assert "20 cases in 5 set(s)" in finding.message
+    assert "20 cases in 5 sets" in finding.message
     assert "a0 = b0 = c0 = ... (1 more); a1 = b1" in finding.message
     assert finding.message.count("a4") == 0
 
@@ -144,5 +145,5 @@ def test_many_alike_pairs_are_all_counted(kept: int) -> None:
     copies = find_copies(facts, groups)
     assert {(p.first, p.second) for p in copies.pairs} == {(f"{n:03d}a", f"{n:03d}b") for n in range(kept)}
     finding = found(facts, groups)["alike_images"]
-    assert finding.message.startswith(f"{kept} pair(s) of images are very similar")
+    assert finding.message.startswith(f"{counted(kept, 'pair', 'of images are')} very similar")
     assert f"; ... ({kept - 3} more)" in finding.message

@@ -84,7 +84,7 @@ def test_smoothed_masks_among_good_ones_are_named() -> None:
     finding = unexpected(masks([0, 255], range(0, 256, 10), [0, 255], [0, 255]))
     assert finding is not None
     assert finding.cases == ("1",)
-    assert finding.message.startswith("1 of 4 masks hold the value(s) {10, 20, 30, 40, 50, 60, 70, 80, ... (17 more)}")
+    assert finding.message.startswith("1 mask of 4 holds values {10, 20, 30, 40, 50, 60, 70, 80, ... (17 more)}")
     assert "interpolation: threshold these masks again" in finding.message
 
 
@@ -115,7 +115,7 @@ def test_empty_masks_do_not_decide_what_is_usual() -> None:
 def test_a_value_of_one_mask_is_not_usual() -> None:
     finding = unexpected(masks(*[[0, 1]] * 4, [0, 2, 9]))
     assert finding is not None
-    assert "hold the value(s) {2, 9}, the others only {0, 1}" in finding.message
+    assert "values {2, 9}, the others only {0, 1}" in finding.message
 
 
 def test_the_masks_with_the_rarest_values_are_named() -> None:
@@ -172,7 +172,7 @@ def test_many_rare_classes_are_one_line() -> None:
     found = masks(*[[0, 1]] * 3, range(2, 40))
     (finding,) = check_class_presence(found, range(40))
     assert (finding.code, finding.cases) == ("rare_class", ("3",))
-    assert "fewer than 3 masks: 2 (1 mask(s)), 3 (1 mask(s))" in finding.message
+    assert "fewer than 3 masks: 2 (1 mask), 3 (1 mask)" in finding.message
     assert "... (30 more)" in finding.message
     (finding,) = check_class_presence(masks([0, 1], [0, 1], [0, 1]), range(40))
     assert finding.code == "absent_class"

@@ -45,7 +45,7 @@ from ssl_seg.data.store import CaseStore, decoded_bytes
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.data.views.geometry import ELASTIC_CELLS, draw_geometry
 from ssl_seg.data.volumes import list_arrays, open_image, open_mask, read_image, read_mask, write_mask
-from ssl_seg.errors import DataError, name_examples
+from ssl_seg.errors import DataError, counted, name_examples
 from ssl_seg.labels import to_mask
 from ssl_seg.report import audit_samples
 
@@ -53,6 +53,23 @@ RNG = np.random.default_rng(0)
 
 
 # --- lists in messages ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "text"),
+    [
+        (0, ("case",), "0 cases"),
+        (1, ("case",), "1 case"),
+        (1200, ("case",), "1,200 cases"),
+        (1, ("process", "work"), "1 process works"),
+        (2, ("process", "work"), "2 processes work"),
+        (1, ("case", "of val are"), "1 case of val is"),
+        (0, ("case", "of val have"), "0 cases of val have"),
+        (1, ("case", "have"), "1 case has"),
+    ],
+)
+def test_numbers_agree_with_their_nouns(number: int, words: tuple[str, ...], text: str) -> None:
+    assert counted(number, *words) == text
 
 
 @pytest.mark.parametrize("most", [1, 3, 8])
@@ -79,7 +96,7 @@ def test_one_error_lists_the_first_faults_and_counts_all(count: int) -> None:
     with pytest.raises(DataError) as raised:
         catalog_module._raise_faults("data", faults)
     text = str(raised.value)
-    assert f"{count} problem(s) found" in text
+    assert f"{counted(count, 'problem')} found" in text
     assert [f"fault {n}." in text for n in range(count)] == [n < catalog_module._SHOWN for n in range(count)]
     more = count - catalog_module._SHOWN
     assert (f"... and {more} more" in text) == (more > 0)

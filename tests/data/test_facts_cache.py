@@ -159,7 +159,7 @@ def test_what_shows_the_kind_of_masks_is_kept(tmp_path: Path, opened: list[str])
     assert first.label_values == (0, 1)
     opened.clear()
     assert open_catalog(root, CatalogSettings(meaning=Meaning(kind="probability"))).facts == first.facts
-    with pytest.raises(DataError, match=r"fractions: 6 mask\(s\)"):
+    with pytest.raises(DataError, match=r"fractions: 6 masks"):
         open_catalog(root)
     assert opened == []
 

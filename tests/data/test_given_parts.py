@@ -80,7 +80,7 @@ def test_folders_are_the_parts(tmp_path: Path, place: str, names: tuple[str, str
             "9 in train/, 4 in val/, 5 in test/ with masks: validation is val/, the test list is test/"
             in split.notes[0]
         )
-        assert any("3 unlabeled case(s) are left out: they, or their group, are in" in note for note in split.notes)
+        assert any("3 unlabeled cases are left out: in validation or test, or of" in note for note in split.notes)
     orders = {make_split(catalog, [0.5], seed=seed).fractions[0.5] for seed in range(5)}
     assert len(orders) > 1
 
@@ -222,7 +222,7 @@ def test_an_unlabeled_copy_of_a_test_image_is_left_out(tmp_path: Path) -> None:
 
 def test_one_labeled_case_in_train_and_no_val(tmp_path: Path) -> None:
     catalog = read(write(tmp_path, {"train": (1, 0), "test": (5, 0)}))
-    with pytest.raises(SplitError, match=r"1 labeled case\(s\) in 1 group\(s\).*cannot be split"):
+    with pytest.raises(SplitError, match=r"1 labeled case in 1 group.*cannot be split"):
         make_split(catalog, [])
     catalog = read(write(tmp_path / "more", {"train": (1, 0), "val": (1, 0)}))
     assert [len(part) for part in parts(make_split(catalog, []))] == [1, 1, 0]

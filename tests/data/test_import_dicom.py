@@ -219,7 +219,7 @@ def test_files_that_are_named_by_a_uid_are_slices_and_images(tmp_path: Path) -> 
     import_labels(tmp_path / "plain", tmp_path / "planes")
     assert len(list((tmp_path / "planes" / "images").iterdir())) == 2
     write_slice(tmp_path / "plain" / "again" / "1.2.9", plane, None)
-    with pytest.raises(DataError, match=r"3 images without a position have 2 name\(s\): rename them"):
+    with pytest.raises(DataError, match=r"3 images without a position have 2 names: rename them"):
         import_labels(tmp_path / "plain", tmp_path / "third")
 
 
@@ -235,7 +235,7 @@ def test_masks_beside_the_series_come_along(tmp_path: Path) -> None:
         nibabel.save(nibabel.Nifti1Image(mask, affine), tmp_path / "in" / "masks" / f"scan{n}.nii.gz")
     done = CliRunner().invoke(app.app, ["data", "import", str(tmp_path / "in"), str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
-    assert "2 image(s) of 2 DICOM series\n2 mask file(s) taken along" in done.output
+    assert "2 images of 2 DICOM series\n2 mask files taken along" in done.output
     assert len(open_catalog(str(tmp_path / "out")).labeled) == 2
 
 

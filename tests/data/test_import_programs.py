@@ -73,7 +73,7 @@ def test_a_roi_set_of_fiji(tmp_path: Path) -> None:
     write_image(tmp_path / "in" / "cell.tif")
     write_rois(tmp_path / "in" / "cell.zip", {name: unpack(name) for name in ROIS})
     notes = import_labels(tmp_path / "in", tmp_path / "out")
-    assert any("1 point(s) and line(s)" in note for note in notes)
+    assert any("1 shape without an area (point or line) is left out" in note for note in notes)
     x, y = centers()
     triangle = (y > 8.25) & (abs(x - 46.5) * 12.5 < 6 * (20.75 - y) + 1e-9 * (x < 46.5))  # a left border belongs to it
     oval = ((x - 30) / 10) ** 2 + ((y - 36) / 8) ** 2 < 1
@@ -187,7 +187,7 @@ def test_objects_of_qupath(tmp_path: Path, name: str, as_list: bool) -> None:
     write_image(tmp_path / "in" / "slide.tif")
     write_json(tmp_path / "in" / name, FEATURES if as_list else {"type": "FeatureCollection", "features": FEATURES})
     notes = import_labels(tmp_path / "in", tmp_path / "out")
-    assert any("1 point(s) and line(s)" in note for note in notes)
+    assert any("1 shape without an area (point or line) is left out" in note for note in notes)
     expected = np.zeros(SIZE, np.uint8)
     expected[is_in(30, 5, 40, 9) | is_in(50, 5, 60, 9)] = 1
     expected[is_in(2, 2, 20, 20) & ~is_in(6, 6, 12, 14)] = 2

@@ -147,8 +147,8 @@ def test_coco(tmp_path: Path) -> None:
     text = "\n".join(notes)
     assert "2 images with masks (1 of them without an object), 0 without labels" in text
     assert "mask values: 1 cat, 3 dog" in text
-    assert "1 object(s) cover the center of no pixel" in text
-    assert "1 object(s) are partly hidden" in text
+    assert "1 object covers the center of no pixel" in text
+    assert "1 object is partly hidden" in text
     assert (tmp_path / "out/images/a0.png").samefile(tmp_path / "data/train/a0.png")
     catalog = open_catalog(str(tmp_path / "out"))
     assert catalog.label_values == (0, 1, 3)
@@ -222,7 +222,7 @@ def test_labels_of_images_with_an_orientation_tag(tmp_path: Path, orientation: i
             import_labels(source, tmp_path / "out")
     else:
         said = import_labels(source, tmp_path / "out")
-        assert any(line.startswith("WARNING 1 image(s): it is turned upright") for line in said) == (orientation == 3)
+        assert any(line.startswith("WARNING 1 image: it is turned upright") for line in said) == (orientation == 3)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -319,7 +319,7 @@ def test_labelme(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_mask(str(tmp_path / "out/masks/a.png")), true)
     assert not read_mask(str(tmp_path / "out/masks/b.png")).any()
     assert "mask values: 1 cell, 2 wall" in notes
-    assert "1 point(s) and line(s)" in notes
+    assert "1 shape without an area (point or line) is left out" in notes
     assert "1 without labels: unlabeled" in notes
     cases = find_listing(tmp_path / "out").cases
     assert [(case.id, case.mask is None) for case in cases] == [("a", False), ("b", False), ("c", True)]

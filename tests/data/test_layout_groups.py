@@ -111,11 +111,11 @@ def test_images_of_another_folder_join_as_unlabeled(tmp_path: Path) -> None:
         "unlabeled+/deep/c": ("more/deep/c.tif", None),
     }
     assert [c.id for c in listing.cases] == sorted(c.id for c in listing.cases)
-    assert said(listing, f"2 unlabeled image(s) are taken from {more}")
+    assert said(listing, f"2 unlabeled images are taken from {more}")
     again = find_listing(root, unlabeled=root / "unlabeled")
     assert [c.id for c in again.cases] == ["a", "unlabeled/b"]
-    assert said(again, "1 image(s) of")
-    with pytest.raises(DataError, match=r"masks holds 1 mask\(s\) of the data set, e\.g\. .*a\.png"):
+    assert said(again, "1 image of")
+    with pytest.raises(DataError, match=r"masks holds 1 mask of the data set, e\.g\. .*a\.png"):
         find_listing(root, unlabeled=root / "masks")
     with pytest.raises(DataError, match="no such folder for further unlabeled images"):
         find_listing(root, unlabeled=tmp_path / "nowhere")

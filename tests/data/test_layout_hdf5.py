@@ -26,7 +26,7 @@ def test_the_published_left_atrium_layout(tmp_path: Path, folder: str) -> None:
     }
     assert listing.notes == (
         f"cases are taken from {tmp_path / 'train.list'}",
-        f"1 HDF5 file(s) are not in train.list and are left out ({place['T9']})",
+        f"1 HDF5 file is not in train.list and left out ({place['T9']})",
         "1 of 3 images have no mask file and count as unlabeled",
     )
     assert [(f.code, f.level, f.cases) for f in listing.findings] == [("missing_image", "fault", ("Z0",))]
@@ -54,8 +54,8 @@ def test_the_published_acdc_layout(tmp_path: Path) -> None:
     listing = find_listing(tmp_path)
     assert [c.id for c in listing.cases] == slices[:3]
     assert [c.group for c in listing.cases] == ["patient001", "patient001", "patient002"]
-    assert said(listing, "3 case(s) are grouped by the patient in their name")
-    assert said(listing, "3 HDF5 file(s) are not in train_slices.list")
+    assert said(listing, "3 cases are grouped by the patient in the name")
+    assert said(listing, "3 HDF5 files are not in train_slices.list")
     (tmp_path / "train.list").write_text("patient002_frame01.h5\n")
     listing = find_listing(tmp_path)
     assert pairs(listing, tmp_path) == {
@@ -96,7 +96,7 @@ def test_files_without_an_image(tmp_path: Path) -> None:
     listing = find_listing(tmp_path)
     assert [c.id for c in listing.cases] == ["a"]
     assert codes(listing) == {"missing_image": ("b",)}
-    assert said(listing, "1 image file(s) are not HDF5 and are not used (c.png)")
+    assert said(listing, "1 image file is not HDF5 and not used (c.png)")
     (tmp_path / "c.png").unlink()
     (tmp_path / "a.h5").unlink()
     for root in (tmp_path, tmp_path / "b.h5"):  # the folder, or the file in its place

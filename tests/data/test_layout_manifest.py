@@ -41,7 +41,7 @@ def test_a_manifest_with_all_columns(tmp_path: Path, suffix: str) -> None:
     assert listing.findings == ()
     assert listing.notes == (
         f"cases are taken from {path}",
-        f"2 unknown column(s) of {path.name} are not used (scanner, date)",
+        f"2 unknown columns of {path.name} are not used (scanner, date)",
     )
     assert find_listing(path) == listing
 
@@ -52,7 +52,7 @@ def test_what_a_table_leaves_out_is_said(tmp_path: Path) -> None:
     rows = [["x/a.png", "y/../y/a.png", "train"], ["x/b.png", None, "test"]]
     write_table(tmp_path, ".csv", ["image", "mask", "split"], rows)
     _, split, unlisted = find_listing(tmp_path).notes
-    assert unlisted == "1 image file(s) beside those of manifest.csv are in none of its rows and are not used (c.png)"
+    assert unlisted == "1 image file beside those of manifest.csv is in none of its rows and not used (c.png)"
     assert "the column split of manifest.csv is not used" in split
     (tmp_path / "x" / "c.png").unlink()
     rows = [[f"x/{name}.png", f"{part}/{name}"] for name, part in (("a", "train"), ("b", "test"))]

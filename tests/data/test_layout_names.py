@@ -115,8 +115,8 @@ def test_masks_of_some_images_and_masks_of_two_kinds(tmp_path: Path) -> None:
     listing = find_listing(tmp_path)
     assert pairs(listing, tmp_path) == {"a": ("images/a.png", "gt/a.png"), "b": ("images/b.png", "gt/b.png")}
     assert said(listing, "masks are taken from gt/")
-    assert said(listing, "1 file(s) of masks/ are not used: another folder has the masks")
-    assert said(listing, "1 image(s) outside the folder for images are not used (a_preview)")
+    assert said(listing, "1 file of masks/ is not used: another folder has the masks")
+    assert said(listing, "1 image outside the folder for images is not used (a_preview)")
     assert [(f.code, f.level, f.cases) for f in listing.findings] == [("two_mask_folders", "warn", ("a",))]
 
 
@@ -260,7 +260,7 @@ def test_loops_and_second_ways_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "images" / "a_second_way").symlink_to(tmp_path / "images" / "site")
     listing = find_listing(tmp_path)
     assert [c.id for c in listing.cases] == sorted(f"site/{n}" for n in NAMES)
-    assert said(listing, "3 link(s) lead to a folder that is read already: not followed")
+    assert said(listing, "3 links lead to a folder that is read already: not followed")
 
 
 def test_links_that_lead_nowhere_are_a_fault(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_links_that_lead_nowhere_are_a_fault(tmp_path: Path) -> None:
     assert [c.id for c in listing.cases] == sorted(NAMES)
     (fault,) = listing.findings
     assert (fault.level, fault.code, fault.cases) == ("fault", "missing_image", ("x0", "x1", "x2"))
-    assert f"3 link(s) lead nowhere, e.g. {tmp_path}/images/x0.png to /not/mounted/0.png" in fault.message
+    assert f"3 links lead nowhere, e.g. {tmp_path}/images/x0.png to /not/mounted/0.png" in fault.message
     listed = dict(list_images(tmp_path, "folders"))  # what `predict` reads, and names where it cannot
     assert sorted(listed) == sorted([*NAMES, "x0", "x1", "x2"])
     with pytest.raises(DataError, match=r"x0\.png: a link to /not/mounted/0\.png, which is not there"):

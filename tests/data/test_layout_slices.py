@@ -126,7 +126,7 @@ def test_one_mask_for_a_stack_makes_it_a_volume(tmp_path: Path, slices: str, mas
     listing = find_listing(tmp_path)
     assert listing.layout == "slices"
     assert masks_of(tmp_path) == {case_id: (f"{Path(slices).parent}/", f"{mask}::depth=65")}
-    assert said(listing, "1 volume(s) have one mask file: if it is 2D, it applies to all slices")
+    assert said(listing, "1 volume has one mask file: if it is 2D, it applies to all slices")
     (case,) = listing.cases
     assert case.mask is not None
     assert np.array_equal(read_mask(case.mask), np.broadcast_to(label, (65, 20, 30)))
@@ -143,7 +143,7 @@ def test_the_valid_region_of_a_scroll_is_not_its_label(tmp_path: Path) -> None:
     touch(tmp_path, "1/inklabels.png")
     listing = find_listing(tmp_path)
     assert masks_of(tmp_path) == {"1": ("1/layers/", "1/inklabels.png::depth=5")}
-    assert said(listing, "2 image(s) are not slices of a volume and are not used (1/ir, 1/mask)")
+    assert said(listing, "2 images are not slices of a volume and not used (1/ir, 1/mask)")
 
 
 def test_folders_of_patients_stay_2d_images_unless_told_otherwise(tmp_path: Path) -> None:

@@ -107,8 +107,8 @@ def test_further_unlabeled_images(tmp_path: Path) -> None:
         "unlabeled/sub/b": ("unlabeled/sub/b.tif", None),
     }
     assert listing.notes == (
-        "1 file(s) cannot be read as images and are not used (1 x .txt; unlabeled/x.txt)",
-        "2 unlabeled image(s) are taken from unlabeled/",
+        "1 file cannot be read as images and is not used (1 x .txt; unlabeled/x.txt)",
+        "2 unlabeled images are taken from unlabeled/",
     )
     touch(tmp_path, "images/unlabeled/a.png")
     with pytest.raises(DataError, match="would both be the case unlabeled/a"):
@@ -223,7 +223,7 @@ def test_pictures_that_are_named_like_labeled_images_are_warned_of(tmp_path: Pat
     listing = find_listing(tmp_path)
     expected = {"named_like_labeled": tuple(f"{name}{beside}" for name in labeled[:3])} if named else {}
     assert codes(listing) == expected
-    assert said(listing, f"WARNING 3 image(s) have the name of a labeled one with {beside} behind") == named
+    assert said(listing, f"WARNING 3 images have the name of a labeled one with {beside} behind") == named
 
 
 def test_without_a_pair_the_masks_are_missing(tmp_path: Path) -> None:

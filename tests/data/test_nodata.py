@@ -264,7 +264,7 @@ class TestMasksThatSayNothing:
         root = write(tmp_path / "x", [image + n for n in range(3)], [mask, mask, nothing])
         catalog = open_catalog(root, CatalogSettings(meaning=Meaning(ignore_value=255)))
         assert [case.id for case in catalog.unlabeled] == ["2"]
-        assert any("1 mask(s) ignore every voxel (2)" in note for note in catalog.notes)
+        assert any("1 mask ignores every voxel (2)" in note for note in catalog.notes)
         result = audit(root, CatalogSettings(meaning=Meaning(ignore_value=255)))
         assert result.summary["counts"]["labeled"] == 2
         assert result.summary["foreground"]["empty"] == 0

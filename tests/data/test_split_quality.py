@@ -17,6 +17,7 @@ from ssl_seg.data.findings import Finding
 from ssl_seg.data.splits.checks import check_split
 from ssl_seg.data.splits.split import Split, make_split
 from ssl_seg.data.splits.statistics import measure_split, summarize_split
+from ssl_seg.errors import counted
 
 
 @pytest.fixture
@@ -228,7 +229,7 @@ def test_alike_images_in_two_parts_are_all_counted(pairs: int) -> None:
     split = replace(split, fractions={1.0: (*train, *rest)}, unlabeled=(), val=(), test=tuple(test))
     (finding,) = (f for f in check_split(split, replace(catalog, facts=facts)) if f.code == "alike_across_parts")
     assert finding.level == "warn"
-    assert finding.message.startswith(f"{pairs} pair(s) of alike images are in different parts")
+    assert finding.message.startswith(f"{counted(pairs, 'pair', 'of alike images are')} in different parts")
     assert len(finding.cases) == 2 * min(pairs, 100)
     assert ("all look alike" in finding.message) == (pairs > 100)
 
@@ -268,7 +269,7 @@ def test_a_labeled_set_that_lacks_a_class(classy: Catalog) -> None:
     bare = tuple(i for i in pool if 2 not in classy.facts[i].values)[:3]
     finding = only(check_split(replace(split, fractions={0.1: bare, 1.0: pool}), classy), "class_missing")
     assert (finding.level, finding.cases) == ("fault", bare)
-    assert "label value 2, although 1 case(s)" in finding.message
+    assert "label value 2, although 1 case" in finding.message
 
 
 def test_a_set_too_small_for_all_classes_only_warns(single: Catalog) -> None:
@@ -485,7 +486,7 @@ def test_a_few_validation_cases_ask_for_folds(count: int, warned: bool) -> None:
     split = Split("d", 0, {1.0: ("a", "b")}, (), ids, (), {}, {}, ())
     assert problems(check_split(split)) == [("few_validation", "warn")] * warned
     for finding in check_split(split):
-        assert f"{count} case(s)" in finding.message
+        assert f"{counted(count, 'case')}" in finding.message
         assert "--folds" in finding.message
     assert check_split(replace(split, folds=3, fold=0)) == []
 

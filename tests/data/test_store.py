@@ -271,7 +271,7 @@ class TestDiskCache:
         cache = DiskCache(tmp_path / "cache", int(2.5 * size))
         note = fill_disk_cache(cache, compressed)
         assert note is not None
-        assert "1 volume(s) have no decoded copy" in note
+        assert "1 volume has no decoded copy" in note
         assert sum(p.stat().st_size for p in cache.folder.iterdir()) <= cache.max_bytes
         assert len(list(cache.folder.iterdir())) == 2
 
@@ -306,7 +306,7 @@ class TestDiskCache:
         monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(total=total, free=free))
         note = fill_disk_cache(DiskCache(tmp_path / "cache", 2**30), compressed)
         assert len(list((tmp_path / "cache").glob("*"))) == (0 if missing else 4)
-        assert note is None or ("2 volume(s)" in note and "SSL_SEG_CACHE" in note and "disk_cache_gb" not in note)
+        assert note is None or ("2 volumes" in note and "SSL_SEG_CACHE" in note and "disk_cache_gb" not in note)
         assert (note is None) == (not missing)
 
     @pytest.mark.parametrize("least", [-1, 0, 1])
@@ -338,7 +338,7 @@ class TestDiskCache:
         return found
 
     def test_a_full_cache_decodes_nothing(self, compressed: Catalog, tmp_path: Path, opened: list[str]) -> None:
-        assert "2 volume(s)" in str(fill_disk_cache(DiskCache(tmp_path / "cache", 100), compressed))
+        assert "2 volumes" in str(fill_disk_cache(DiskCache(tmp_path / "cache", 100), compressed))
         assert opened == []
 
     def test_what_is_copied_is_opened_once(self, compressed: Catalog, tmp_path: Path, opened: list[str]) -> None:
@@ -500,7 +500,7 @@ class TestResampling:
         self, scans: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(disk_cache, "resample_image", None)
-        assert "1 volume(s)" in str(fill_disk_cache(DiskCache(tmp_path / "c", 99), scans, resample_to=(1.0, 1.0, 1.0)))
+        assert "1 volume" in str(fill_disk_cache(DiskCache(tmp_path / "c", 99), scans, resample_to=(1.0, 1.0, 1.0)))
         store = CaseStore(scans, 1, 1, disk_cache=DiskCache(tmp_path / "c", 99), resample_to=(1.0, 1.0, 1.0))
         assert isinstance(store.load("a").image, np.ndarray)
 

@@ -20,6 +20,7 @@ from ssl_seg.diagnose.inputs import NetworkInputs
 from ssl_seg.diagnose.predictions import PredictionsRequest, diagnose_predictions
 from ssl_seg.diagnose.result import Example
 from ssl_seg.diagnose.tally import Output, Tally
+from ssl_seg.errors import counted
 from ssl_seg.labels import Meaning
 
 
@@ -196,4 +197,4 @@ def test_evidence_that_is_cut_says_how_much_more_there_is(count: int) -> None:
     named = ", ".join([*(f"'{name}'" for name in names[:2]), *[f"... ({count - 2} more)"] * (count > 2)])
     assert suspect.evidence == [f"all weights of {named} are 0", f"there is NaN or infinity in {named}"]
     told = [f"step {n}: lr_reduced" for n in range(min(count, 2))]
-    assert facts.list_history() == told + [f"and {count - 2} further action(s)"] * (count > 2)
+    assert facts.list_history() == told + [f"and {counted(count - 2, 'further action')}"] * (count > 2)

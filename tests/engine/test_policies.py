@@ -509,5 +509,5 @@ def test_a_phase_of_the_loss_is_told_when_it_begins() -> None:
     phases = make_supervised_loss(loss).phases
     told = {epoch: event for epoch in range(8) if (event := find_phase(phases, epoch)) is not None}
     assert list(told) == [2, 5]
-    assert told[2].note == "phase 2 of 4 begins after epoch 2: dice 0.8, focal 0.2, over 3 epoch(s)"
+    assert told[2].note == "phase 2 of 4 begins after epoch 2: dice 0.8, focal 0.2, blended in until epoch 5"
     assert told[5].values == {"phase": 4, "epoch": 5, "weights": {"dice": 1.0}, "blend_epochs": 0}

@@ -12,6 +12,7 @@ from conftest import TINY, Cli, same_weights
 
 from ssl_seg.engine import timing
 from ssl_seg.engine.timing import SKIPPED, TABLE_FILE, TIMELINE_FILE, profile_steps
+from ssl_seg.errors import counted
 
 
 def record(folder: Path, count: int, steps: int, fails_at: int | None = None) -> list[str]:
@@ -37,10 +38,10 @@ def count_recorded(folder: Path) -> int:
 )
 def test_so_many_steps_are_recorded(tmp_path: Path, count: int, steps: int, recorded: int) -> None:
     (said,) = record(tmp_path, count, steps)
-    assert said.startswith(f"profile: {recorded} step(s) in {tmp_path / TABLE_FILE}")
+    assert said.startswith(f"profile: {counted(recorded, 'step')} in {tmp_path / TABLE_FILE}")
     assert count_recorded(tmp_path) == recorded
     table = (tmp_path / TABLE_FILE).read_text()
-    assert table.startswith(f"{recorded} steps\n")
+    assert table.startswith(f"{counted(recorded, 'step')}\n")
     assert "aten::erfinv" in table
 
 

@@ -420,8 +420,8 @@ class TestScoring:
         ]
         assert list(describe_absent(summary)) == [
             "classes 40, 255 are in none of the masks: left out of the means of classes over all cases",
-            "class 40 is predicted all the same: 4 voxels in 2 case(s), which lowers the Dice of these cases",
-            "class 255 is predicted all the same: 2 voxels in 2 case(s), which lowers the Dice of these cases",
+            "class 40 is predicted all the same: 4 voxels in 2 cases, which lowers the Dice of these cases",
+            "class 255 is predicted all the same: 2 voxels in 2 cases, which lowers the Dice of these cases",
         ]
         record = {**summary, "checkpoint": "x", "part": "val", "sealed_cases": 0, "nets": {"student": summary}}
         assert "\n".join(describe_absent(summary)) in repr(Evaluation(record, EvaluateRequest(Path())))

@@ -309,7 +309,7 @@ def test_the_command_prints_summary_and_findings(run: Callable[..., Any], folder
     assert "8 (6 labeled, 2 without a mask)" in result.output
     assert "info: unlabeled: 2 of 8 images have NO mask file" in result.output
     assert result.output.lower().count("no mask file") == 1
-    assert result.output.endswith("0 fault(s), 0 warning(s), 1 info(s)\n")
+    assert result.output.endswith("0 faults, 0 warnings, 1 info\n")
 
 
 def test_a_fault_gives_exit_code_2_and_the_findings_as_json(run: Callable[..., Any], folder: Path) -> None:

@@ -360,9 +360,9 @@ class TestTables:
 
     def test_the_seal_says_who_has_opened_it(self, tmp_path: Path) -> None:
         said = texts(make_run_page(read_run(make_healthy(tmp_path / "run"))))["Data and split"]
-        assert "1 time(s), with a network of this run" in said
+        assert "1 time, with a network of this run" in said
         assert "by evaluate" in said
-        assert "0 time(s)" in texts(make_run_page(read_run(make_collapsed(tmp_path / "other"))))["Data and split"]
+        assert "0 times" in texts(make_run_page(read_run(make_collapsed(tmp_path / "other"))))["Data and split"]
 
     def test_phases_of_the_loss_are_shaded(self, tmp_path: Path) -> None:
         phases = {"loss": {"phases": [{"from_epoch": 1, "weights": {"dice": 1.0}}]}}

@@ -71,7 +71,7 @@ def test_a_case_far_from_all_others_is_counted_and_does_not_squash_them(drawn: l
     left, right = drawn[0].axes
     assert right.get_xlim()[1] < 4
     assert right.get_xlim()[1] > spread.mean
-    assert right.get_xlabel().endswith("\n1 case(s) beyond the axis")
+    assert right.get_xlabel().endswith("\n1 case beyond the axis")
     assert "beyond" not in left.get_xlabel()
 
 

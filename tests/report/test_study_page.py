@@ -110,7 +110,7 @@ def test_an_ablation_has_the_table_and_the_figures_of_its_command(tmp_path: Path
     assert states(page) == {"method_8 (abc)": "healthy"}
     scores.touch()
     os.utime(tmp_path / "results.json", (0, 0))
-    assert make_study_page(tmp_path).sections[0].notes[1].startswith("1 training(s) have ended since")
+    assert make_study_page(tmp_path).sections[0].notes[1].startswith("1 training has ended since")
 
 
 @pytest.mark.parametrize(

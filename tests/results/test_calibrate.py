@@ -20,7 +20,7 @@ from ssl_seg.config.layers import validate
 from ssl_seg.data.store import CaseStore
 from ssl_seg.data.synthetic import write_dataset
 from ssl_seg.data.volumes import read_mask, write_mask
-from ssl_seg.errors import CheckpointError, ConfigError, DataError
+from ssl_seg.errors import CheckpointError, ConfigError, DataError, counted
 from ssl_seg.inference.calibration import calibration_path
 from ssl_seg.inference.sliding import Predictor
 from ssl_seg.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -154,7 +154,7 @@ def test_few_cases_are_named_and_one_case_changes_no_probability(
     monkeypatch.setattr(calibration, "choose_cases", lambda *args: choose_cases(*args)[:cases])
     code, out, err = cli("calibrate", checkpoint, "--which", "student")
     assert code == 0, err
-    assert (f"WARNING {cases} validation case(s), fewer than {FEW_CASES}" in err) == (cases < FEW_CASES)
+    assert (f"WARNING {counted(cases, 'validation case')}, fewer than {FEW_CASES}" in err) == (cases < FEW_CASES)
     (stored,) = json.loads(calibration_path(checkpoint).read_text()).values()
     unchanged = stored["scaling"] == {"temperature": 1.0, "biases": [0.0, 0.0]}
     assert unchanged == (cases == 1) == ("probabilities stay as they are" in out)

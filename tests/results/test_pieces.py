@@ -29,7 +29,7 @@ from ssl_seg.data.formats import tiff as tiff_module
 from ssl_seg.data.formats.stored import LazyArray
 from ssl_seg.data.nodata import FEWEST
 from ssl_seg.data.volumes import open_image, read_mask, write_mask, write_probabilities
-from ssl_seg.errors import ConfigError, DataError, MachineError
+from ssl_seg.errors import ConfigError, DataError, MachineError, counted
 from ssl_seg.files import is_disk_full
 from ssl_seg.inference.sliding import Predictor
 from ssl_seg.networks.checkpoint import load_checkpoint, save_checkpoint
@@ -200,7 +200,7 @@ class TestInterruption:
         said: list[str] = []
         with pytest.raises(KeyboardInterrupt):
             predict(request_, stop_after(after), note=said.append)
-        assert said[-1].endswith(f"; so far {after} piece(s) of larger images are done and kept")
+        assert said[-1].endswith(f"; so far {counted(after, 'piece', 'of larger images are')} done and kept")
         assert outputs(tmp_path) == {}
         del in_pieces[:]
         shown: list[tuple[int, int]] = []
@@ -455,7 +455,7 @@ class TestWorkers:
         monkeypatch.delattr(mask_sharing, "run_workers")
         notes: list[str] = []
         assert predict(replace(request_, workers=2), note=notes.append) == [tmp_path / "out.tif"]
-        assert any("--workers 2: there are only 1 image(s)" in text for text in notes)
+        assert any("so few images or pieces are left to share that 1 process works" in text for text in notes)
 
     def test_a_checkpoint_that_changes_meanwhile(self, request_: PredictRequest, tmp_path: Path) -> None:
         record = MaskRecord(tmp_path, {})

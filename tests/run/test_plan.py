@@ -315,7 +315,7 @@ class TestWholePlan:
         reasons = {p.key: p.reason for p in run_plan(catalog, {})}
         assert "100x200" in reasons["data.patch_size"]
         assert "16384 voxels on a CPU" in reasons["data.patch_size"]
-        assert "in 1 masks" in reasons["data.label_values"]
+        assert "in 1 mask" in reasons["data.label_values"]
         assert "25.0%" in reasons["data.foreground_ratio"]
         assert all(reasons.values())
 

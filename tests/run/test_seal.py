@@ -179,7 +179,7 @@ class TestNearCopies:
         catalog, own = open_catalog(str(data)), load_split(run / "split.yaml")
         assert check_copies(parent, own, catalog) == []
         (reason,) = check_copies(parent, replace(own, test=(*own.test, "copy")), catalog)
-        assert reason.startswith("1 test case(s)")
+        assert reason.startswith("1 test case")
         assert "'copy'" in reason
         fewer = replace(catalog, facts={i: facts for i, facts in catalog.facts.items() if i != copied})
         assert check_copies(parent, replace(own, test=(*own.test, "copy")), fewer) == []

@@ -26,7 +26,7 @@ from ssl_seg.config.layers import Layer, read_yaml
 from ssl_seg.data.loader import Probe, make_probe
 from ssl_seg.data.open import open_data, open_store
 from ssl_seg.data.splits.files import split_from_dict
-from ssl_seg.errors import ConfigError, RunDirError
+from ssl_seg.errors import ConfigError, RunDirError, counted
 from ssl_seg.inference.model import open_model
 from ssl_seg.labels import IGNORE_INDEX
 from ssl_seg.run import sinks
@@ -63,7 +63,7 @@ def test_all_records_of_a_run(tiny_run: Path, tmp_path: Path, cli: Cli) -> None:
     code, out, err = cli("export-log", tiny_run, "--to", "tensorboard", "--out", tmp_path / "tb")
     assert code == 0, err
     records = RunDir(tiny_run).read_metrics()
-    assert f"wrote {len(records)} record(s)" in out
+    assert f"wrote {counted(len(records), 'record')}" in out
     check_equal(tmp_path / "tb", records)
     refused = cli("export-log", tiny_run, "--to", "tensorboard", "--out", tmp_path / "tb")
     assert (refused[0], "not overwritten" in refused[2]) == (2, True)

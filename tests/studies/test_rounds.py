@@ -311,7 +311,7 @@ class TestBadInput:
         catalog, unlabeled = open_catalog(config.data.root), split.pool_ids(3)
         pseudo.check(split, unlabeled, catalog)
         used, other = next(iter(pseudo.files)), split.labeled_ids(3)[0]
-        with pytest.raises(SplitError, match=rf"1 case\(s\) are not unlabeled training cases.*{used}"):
+        with pytest.raises(SplitError, match=rf"1 case is not among the unlabeled training cases.*{used}"):
             pseudo.check(split, tuple(i for i in unlabeled if i != used), catalog)
         with pytest.raises(SplitError, match=rf"learned from the masks of 1 validation or test.*{other}"):
             pseudo.check(replace(split, val=(*split.val, other)), unlabeled, catalog)

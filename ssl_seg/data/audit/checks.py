@@ -18,7 +18,7 @@ from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.reading import Reading
 from ssl_seg.data.tiles import FEWEST, describe_limit
 from ssl_seg.data.volumes import MASK_KEYS, list_arrays, split_location
-from ssl_seg.errors import DataError, name_examples
+from ssl_seg.errors import DataError, counted, name_examples
 from ssl_seg.labels import Meaning
 
 Facts = Mapping[str, CaseFacts]
@@ -52,10 +52,10 @@ def check_kinds(facts: Facts) -> Iterator[Finding]:
     """Check that all cases are images, or all are volumes, with one number of channels; gray may come with color."""
     for what, kind_of in (
         ("images and volumes", {i: f"{len(f.shape)}D" for i, f in facts.items()}),
-        ("channel counts", {i: f"{f.channels} channel(s)" for i, f in facts.items()}),
+        ("channel counts", {i: counted(f.channels, "channel") for i, f in facts.items()}),
     ):
         kinds = Counter(kind_of.values()).most_common()
-        if len(kinds) > 1 and set(kind_of.values()) != {"1 channel(s)", "3 channel(s)"}:
+        if len(kinds) > 1 and set(kind_of.values()) != {"1 channel", "3 channels"}:
             first = {kind: next(i for i, k in kind_of.items() if k == kind) for kind, _ in kinds}
             listed = ", ".join(f"{n} with {kind} (e.g. {first[kind]})" for kind, n in kinds)
             rarer = tuple(i for i, kind in kind_of.items() if kind != kinds[0][0])
@@ -85,8 +85,8 @@ def check_sizes(facts: Facts) -> Iterator[Finding]:
     if outliers:
         farthest = max(outliers, key=lambda i: max(sizes[i] / median, median / sizes[i]))
         message = (
-            f"{len(outliers)} image(s) have over {SIZE_FACTOR} times more or fewer voxels than the median: {farthest} "
-            f"has {format_size(facts[farthest].shape)}. Check that they belong here."
+            f"{counted(len(outliers), 'image', 'have')} over {SIZE_FACTOR} times more or fewer voxels than the median: "
+            f"{farthest} has {format_size(facts[farthest].shape)}. Check what belongs here."
         )
         yield Finding("outlier_size", "info", message, outliers)
 
@@ -119,7 +119,7 @@ def check_doubts(facts: Facts) -> list[Finding]:
     """Report headers that doubt that image and mask lie on each other; they are paired voxel by voxel all the same."""
     doubts = {i: f.doubt for i, f in facts.items() if f.doubt is not None}
     message = (
-        f"{len(doubts)} mask(s) may not lie on their image, and are paired with it voxel by voxel: "
+        f"{counted(len(doubts), 'mask')} may not lie on the image, but voxels are paired as they are stored: "
         f"{next(iter(doubts.values()), '')}. Look at them (`ssl-seg data audit --figure`); correct the headers."
     )
     return report("grid_doubt", "warn", message, doubts)
@@ -130,18 +130,18 @@ def check_constant_images(facts: Facts) -> list[Finding]:
     constant = [i for i, f in facts.items() if f.appearance is not None and f.appearance.low == f.appearance.high]
     taught = [i for i in constant if facts[i].foreground]
     others = [i for i in constant if not facts[i].foreground]
-    single = "image(s) of one single value have foreground in their mask. Export them again."
-    blank = "image(s) have one single value. Remove them, unless they are blank tiles."
+    single = counted(len(taught), "image", "of one single value have")
+    blank = counted(len(others), "image", "have")
     return [
-        *report("constant_image", "fault", f"{len(taught)} {single}", taught),
-        *report("constant_image", "warn", f"{len(others)} {blank}", others),
+        *report("constant_image", "fault", f"{single} foreground in the mask. Export again.", taught),
+        *report("constant_image", "warn", f"{blank} one single value. Remove all but blank tiles.", others),
     ]
 
 
 def check_two_values(facts: Facts) -> list[Finding]:
     """Report images of two values, which are rather masks."""
     found = [i for i, a in _varied(facts).items() if a.at_low + a.at_high > 1 - 1e-9]
-    message = f"{len(found)} image(s) have two values only. Are they masks? Put the gray or color images there."
+    message = f"{counted(len(found), 'image', 'have')} two values only, like masks. Put the gray or color images there."
     return report("mask_as_image", "warn", message, found)
 
 
@@ -156,8 +156,8 @@ def check_saturation(facts: Facts) -> Iterator[Finding]:
         if found and 2 * len(found) <= len(looks):
             worst = max(share_of[i] for i in found)
             message = (
-                f"in {len(found)} image(s) more than {limit:.0%} of the voxels have the {extreme} value (up to "
-                f"{worst:.0%}): clipped? Export them again with another range, or leave them out."
+                f"in {counted(len(found), 'image')} more than {limit:.0%} of the voxels have the {extreme} value "
+                f"(up to {worst:.0%}): clipped? Export them again with another range, or leave them out."
             )
             yield Finding("saturated_image", "warn", message, found)
 
@@ -197,14 +197,14 @@ def check_few_labeled(cases: Sequence[Case], *, cut: bool) -> list[Finding]:
     if cut or len(labeled) >= FEWEST:
         return []
     lacks = "nothing can be trained: validation needs another" if len(labeled) == 1 else "the test list will be empty"
-    message = f"{len(labeled)} labeled image(s): {lacks}. Label more images. {describe_limit()}"
+    message = f"{counted(len(labeled), 'labeled image')}: {lacks}. Label more images. {describe_limit()}"
     return report("few_labeled", "warn", message, labeled)
 
 
 def check_unannotated(cases: Sequence[Case], facts: Facts) -> list[Finding]:
     """Report masks that ignore every voxel and so say nothing: not even that there is nothing to find."""
     found = [c.id for c in cases if c.mask is not None and c.id in facts and facts[c.id].values is None]
-    message = f"{len(found)} mask(s) ignore every voxel ({', '.join(found[:1])}): these images are used as unlabeled."
+    message = f"{counted(len(found), 'mask', 'ignore')} every voxel ({', '.join(found[:1])}): used as unlabeled."
     return report("nothing_annotated", "warn", message, found)
 
 
@@ -298,8 +298,8 @@ def check_full_masks(facts: Facts, meaning: Meaning) -> Iterator[Finding]:
         yield Finding("all_masks_full", level, message, full)
     elif full:
         message = (
-            f"{len(full)} mask(s) are foreground everywhere. Check that they are not empty ones with the values "
-            "swapped: the background is the first of data.label_values."
+            f"{counted(len(full), 'mask', 'are')} foreground everywhere. Check that these are not "
+            "empty masks with the values swapped: the background is the first of data.label_values."
         )
         yield Finding("full_mask", "warn", message, full)
 
@@ -326,7 +326,7 @@ def check_conflicting_masks(facts: Facts) -> list[Finding]:
     sets = find_conflicts(facts)
     cases = tuple(case for own in sets for case in own)
     named = name_examples((name_examples(own, between=" = ") for own in sets), _SHOWN_SETS, between="; ")
-    message = f"{len(cases)} cases in {len(sets)} set(s) ({named}) of the same image have different masks."
+    message = f"{len(cases)} cases in {counted(len(sets), 'set')} ({named}) of the same image have different masks."
     return report("conflicting_masks", "fault", f"{message} Keep the right one.", cases)
 
 
@@ -342,7 +342,7 @@ def find_conflicts(facts: Facts) -> list[tuple[str, ...]]:
 def check_tiny_foreground(facts: Facts) -> list[Finding]:
     """Report masks with a few voxels of foreground, which are often slips of the brush."""
     tiny = [i for i, share in _foreground(facts).items() if 0 < share < TINY_FOREGROUND]
-    message = f"{len(tiny)} mask(s) have less than {TINY_FOREGROUND:.2%} foreground. Look for stray voxels."
+    message = f"{counted(len(tiny), 'mask', 'have')} less than {TINY_FOREGROUND:.2%} foreground. Look for stray voxels."
     return report("tiny_foreground", "info", message, tiny)
 
 
@@ -350,8 +350,8 @@ def check_declared(declared: Mapping[str, bool], facts: Facts) -> list[Finding]:
     """Report cases that a manifest calls segmented and that have no foreground; a negative may be called so too."""
     empty = [i for i, share in _foreground(facts).items() if share == 0 and declared.get(i)]
     message = (
-        f"{len(empty)} case(s) have has_segmentation=true and an EMPTY mask. If nobody has labeled them, set it "
-        "to false; if there is nothing to find in them, leave it."
+        f"{counted(len(empty), 'case', 'have')} has_segmentation=true and an EMPTY mask. If nobody has labeled "
+        "the image, set it to false; if there is nothing to find in it, leave it."
     )
     return report("has_segmentation_disagrees", "warn", message, empty)
 
@@ -364,8 +364,8 @@ def check_groups(cases: Sequence[Case]) -> Iterator[Finding]:
     effective = float(sizes.sum() ** 2 / (sizes**2).sum())
     if effective < FEW_GROUPS:
         message = (
-            f"{len(sizes)} group(s) for {len(cases)} cases, by their sizes worth {effective:.1f} equal ones. With "
-            f"fewer than {FEW_GROUPS}, validation and test rest on two or three: use k folds (split make --folds)."
+            f"{counted(len(sizes), 'group')} for {len(cases)} cases, by their sizes worth {effective:.1f} equal ones. "
+            f"With fewer than {FEW_GROUPS}, validation and test rest on two or three: use k folds (split make --folds)."
         )
         yield Finding("few_groups", "info", message)
 

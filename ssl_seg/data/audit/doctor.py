@@ -17,7 +17,7 @@ from ssl_seg.data.layouts.files import note_unlabeled
 from ssl_seg.data.layouts.listing import Listing
 from ssl_seg.data.reading import Reading
 from ssl_seg.data.tiles import FEWEST, plan_tiles
-from ssl_seg.errors import name_examples
+from ssl_seg.errors import counted, name_examples
 from ssl_seg.labels import Meaning
 
 _LEVELS = {"fault": "faults", "warn": "warnings", "info": "infos"}
@@ -163,14 +163,13 @@ def check_copies(copies: Likeness, facts: Mapping[str, CaseFacts], groups: Mappi
     for code, level, clusters, said in rules:
         cases = [i for cluster in clusters for i in cluster]
         sets = name_examples((name_examples(cluster, between=" = ") for cluster in clusters), _SHOWN, between="; ")
-        message = f"{len(cases)} cases in {len(clusters)} set(s) ({sets}) {said}"
+        message = f"{len(cases)} cases in {counted(len(clusters), 'set')} ({sets}) {said}"
         yield from report(code, level, message, cases)
     pairs = (f"{p.first} ~ {p.second} {p.likeness:.2f}" for p in copies.pairs)
     shown = name_examples(pairs, _SHOWN, between="; ", total=len(copies.pairs))
     message = (
-        f"{len(copies.pairs)} pair(s) of images are very similar: {shown}. If they show one patient or one place "
-        "twice, "
-        "give them one group in groups.csv."
+        f"{counted(len(copies.pairs), 'pair', 'of images are')} very similar: {shown}. If two show one patient or one "
+        "place, give them one group in groups.csv."
     )
     yield from report("alike_images", "info", message, name_ends((p.first, p.second) for p in copies.pairs))
 

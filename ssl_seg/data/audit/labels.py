@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from ssl_seg.data.audit.meaning import MANY_CLASSES
 from ssl_seg.data.facts import CaseFacts
 from ssl_seg.data.findings import Finding
-from ssl_seg.errors import name_examples
+from ssl_seg.errors import counted, name_examples
 from ssl_seg.labels import infer_label_values
 
 Masks = Mapping[str, frozenset[int]]
@@ -70,7 +70,7 @@ def check_palettes(facts: Mapping[str, CaseFacts], declared: Sequence[int] | Non
         case_id, (label, color) = next(iter(others.items()))
         usual, example = first[label]
         message = (
-            f"{len(others)} mask(s) have other colors: the value {label} is {_name_color(usual)} in "
+            f"{counted(len(others), 'mask', 'have')} other colors: the value {label} is {_name_color(usual)} in "
             f"{example} and {_name_color(color)} in {case_id}. Values are the labels, and here they do not mean the "
             "same. Save all masks with one palette, or as gray values 0, 1, 2, ...; if only the colors differ, name "
             "the values in data.label_values."
@@ -114,8 +114,8 @@ def check_unexpected_values(masks: Masks, declared: Sequence[int] | None) -> Ite
         unknown = _union(strays.values()) - known
         expected = "which are not among the label values" if declared is not None else "the others only"
         message = (
-            f"{len(strays)} of {len(masks)} masks hold the value(s) {_short(unknown)}, {expected} {_short(known)}. "
-            f"{_suggest_for_few(known, unknown, strays.values())}"
+            f"{counted(len(strays), 'mask', f'of {len(masks)} hold')} values {_short(unknown)}, {expected} "
+            f"{_short(known)}. {_suggest_for_few(known, unknown, strays.values())}"
         )
         yield Finding("unexpected_values", "fault", message, tuple(strays))
 
@@ -129,15 +129,15 @@ def check_class_presence(masks: Masks, label_values: Sequence[int]) -> Iterator[
     rare = {value for value in label_values[1:] if 0 < count[value] < _FEW_CASES}
     if absent:
         message = (
-            f"no mask holds the label value(s) {name_examples(absent, _SHOWN)}: what is not there cannot be learned. "
+            f"no mask holds label values {name_examples(absent, _SHOWN)}: what is not there cannot be learned. "
             "Remove them from the labels."
         )
         yield Finding("absent_class", "warn", message)
     if rare:
-        listed = name_examples([f"{value} ({count[value]} mask(s))" for value in sorted(rare)], _SHOWN)
+        listed = name_examples([f"{value} ({counted(count[value], 'mask')})" for value in sorted(rare)], _SHOWN)
         merge = ", or merge it with another class by data.label_map" * (len(label_values) > 2)
         message = (
-            f"label value(s) in fewer than {_FEW_CASES} masks: {listed}. Such a class cannot be in training, "
+            f"label values in fewer than {_FEW_CASES} masks: {listed}. Such a class cannot be in training, "
             f"validation and test at once. Label more cases with it{merge}."
         )
         yield Finding("rare_class", "warn", message, tuple(i for i, values in masks.items() if values & rare))

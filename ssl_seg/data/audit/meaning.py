@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.mask_values import MaskScan
-from ssl_seg.errors import DataError, name_examples
+from ssl_seg.errors import DataError, counted, name_examples
 from ssl_seg.labels import MaskKind, Meaning
 
 MANY_CLASSES = 32
@@ -337,7 +337,7 @@ def _check_threshold(
     below = (pool.value > threshold / 4) & (pool.value <= threshold)
     if given.threshold is None and pool.count[below] @ pool.regions[below] > _THIN * pool.count.sum():
         message = (
-            f"the masks have regions of {len(np.unique(pool.value[below]))} value(s) that are no more than "
+            f"the masks have regions of {counted(len(np.unique(pool.value[below])), 'value')} that are no more than "
             f"data.threshold={threshold:g}, and would be background. If all values but 0 are foreground, type "
             f"--set data.mask=instances; if not, --set data.threshold={threshold:g}"
         )
@@ -358,13 +358,15 @@ def _check_files(scans: Mapping[str, MaskScan], meaning: Meaning, lossy: Collect
             remedy = "If all but 0 is foreground, type --set data.mask=binary --set data.threshold=0"
         else:
             remedy = f"If values above {high / 2:g} are foreground, type --set data.mask=binary"
-        message = f"{len(broken)} mask(s) hold fractions, from {low:g} to {high:g}, and no integers. {remedy}"
+        message = (
+            f"{counted(len(broken), 'mask', 'hold')} fractions, from {low:g} to {high:g}, and no integers. {remedy}"
+        )
         yield Finding("fractions", "fault", message, tuple(broken))
     gray = tuple(i for i in lossy if i in scans and len(scans[i].values) > 2)
     if gray:
         message = (
-            f"{len(gray)} mask(s) are JPG, which does not keep values. Save them as PNG; if they are black and white, "
-            "type --set data.mask=binary"
+            f"{counted(len(gray), 'mask', 'are')} JPG, which does not keep values. Save masks as PNG; if black and "
+            "white, type --set data.mask=binary"
         )
         yield Finding("lossy_mask", "fault", message, gray)
 
@@ -380,8 +382,8 @@ def _check_lossy(scans: Mapping[str, MaskScan], lossy: Collection[str]) -> Itera
             gray.append(case_id)
     if gray:
         message = (
-            f"{len(gray)} JPG mask(s) are gray in more than {_GRAY:.0%} of what is not black, and are cut to black and "
-            "white. If grays are classes, JPG has mixed them: save the masks as PNG. If they are black and white, type "
-            "--set data.mask=binary"
+            f"{counted(len(gray), 'JPG mask', 'are')} gray in more than {_GRAY:.0%} of what is not black, and cut to "
+            "black and white. If grays are classes, JPG has mixed them: save the masks as PNG. If they are black and "
+            "white, type --set data.mask=binary"
         )
         yield Finding("lossy_mask", "warn", message, tuple(gray))

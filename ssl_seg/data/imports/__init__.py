@@ -24,7 +24,7 @@ from ssl_seg.data.layouts.listing import CLASSES_FILE
 from ssl_seg.data.layouts.names import place_of
 from ssl_seg.data.layouts.table import read_columns
 from ssl_seg.data.volumes import is_image, open_image, split_suffix, write_labels, write_mask
-from ssl_seg.errors import DataError, name_examples, quote
+from ssl_seg.errors import DataError, counted, name_examples, quote
 from ssl_seg.files import atomic_folder, find_obstacle, name_unwritable, next_free
 
 RUNS = "run-length"
@@ -51,7 +51,7 @@ class Found:
     def advice(self) -> str:
         """What they are, and the command that makes masks of them."""
         out = quote(next_free(Path(f"{self.root.resolve().with_suffix('').name}_masks")))
-        holds = "holds" if len(self.files) == 1 else f"and {len(self.files) - 1} more file(s) hold"
+        holds = "holds" if len(self.files) == 1 else f"and {counted(len(self.files) - 1, 'more file', 'hold')}"
         what = "series of images" if self.kind == dicom.KIND else "labels"
         return (
             f"{self.files[0]} {holds} {self.kind} {what}: `ssl-seg data import {quote(self.source)} {out}` makes a "
@@ -115,7 +115,7 @@ def import_labels(
             masks = [path for path in walk_files(base / "masks") if is_image(path)]
             for path in masks:
                 _link(path, folder / "masks" / path.relative_to(base / "masks"))
-            return [*dicom.write_series(found.files, base, folder), f"{len(masks)} mask file(s) taken along"]
+            return [*dicom.write_series(found.files, base, folder), f"{counted(len(masks), 'mask file')} taken along"]
         index = Images(images or _folder_of_images(found.source))
         read = partial(outlines.read_runs, by_rows=True) if by_rows else READERS[found.kind]
         with name_errors(str(found.source)):
@@ -166,11 +166,11 @@ def _write(labels: Labels, index: Images, out: Path, *, instances: bool) -> list
         *labels.notes,
     ]
     if counts["turned"]:
-        notes.append(f"WARNING {counts['turned']} image(s): {TURNED}; labels are taken to be drawn on what is seen")
+        notes.append(f"WARNING {counted(counts['turned'], 'image')}: {TURNED}; labels count as drawn on what is seen")
     if counts["empty"]:
-        notes.append(f"{counts['empty']} object(s) cover the center of no pixel and are in no mask")
+        notes.append(f"{counted(counts['empty'], 'object', 'cover')} the center of no pixel: in no mask")
     if counts["hidden"]:
-        notes.append(f"{counts['hidden']} object(s) are partly hidden by others: smaller ones are on top")
+        notes.append(f"{counted(counts['hidden'], 'object', 'are')} partly hidden by others: smaller ones are on top")
     return notes
 
 

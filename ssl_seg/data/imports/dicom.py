@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ssl_seg.data.formats.stored import import_optional, name_errors
 from ssl_seg.data.formats.tiff import write_tiff
 from ssl_seg.data.layouts.names import place_of
-from ssl_seg.errors import DataError, name_examples
+from ssl_seg.errors import DataError, counted, name_examples
 
 KIND = "DICOM"
 SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -78,7 +78,7 @@ def write_series(files: Sequence[Path], base: Path, out: Path) -> list[str]:
     if not written:
         raise DataError(f"{base}: none of {len(series)} DICOM series can be converted: {name_examples(left_out)}.")
     return [
-        f"{written} image(s) of {len(series)} DICOM series",
+        f"{counted(written, 'image')} of {len(series)} DICOM series",
         *([f"{len(left_out)} series are left out: {name_examples(left_out)}"] * bool(left_out)),
     ]
 
@@ -121,7 +121,8 @@ def _write_one(pydicom: Any, members: Sequence[tuple[Path, Any]], place: Path) -
             raise _UnusableError("its frames have no positions: a film, not a volume")
         images = {_strip_suffix(frame.path): frame for frame in frames}
         if len(images) < len(frames):
-            raise _UnusableError(f"{len(frames)} images without a position have {len(images)} name(s): rename them")
+            names = counted(len(images), "name")
+            raise _UnusableError(f"{len(frames)} images without a position have {names}: rename them")
         for own, frame in images.items():
             name = f"{place.name}_{own}" if len(frames) > 1 else place.name
             write_tiff(place.with_name(f"{name}.tif"), _read_values(pydicom, [frame])[0], compression="zlib")

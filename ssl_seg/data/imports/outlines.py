@@ -31,7 +31,7 @@ from ssl_seg.data.imports.shapes import (
 from ssl_seg.data.layouts.files import walk_files
 from ssl_seg.data.layouts.table import read_columns, read_table
 from ssl_seg.data.volumes import is_image, split_suffix
-from ssl_seg.errors import DataError, name_examples
+from ssl_seg.errors import DataError, counted, name_examples
 from ssl_seg.files import decode_text, read_text
 
 _HEAD = 4096
@@ -98,7 +98,7 @@ class Images:
 
 def note_left_out(count: int) -> tuple[str, ...]:
     """Return a note on what has no area; nothing without any."""
-    return (f"{count} point(s) and line(s), which have no area, are left out",) if count else ()
+    return (f"{counted(count, 'shape', 'without an area (point or line) are')} left out",) if count else ()
 
 
 def recognize(path: Path, stems: Collection[str] | None) -> str | None:
@@ -130,7 +130,8 @@ def read_coco(files: Sequence[Path], index: Images) -> Labels:
     images, entries, categories = (_list_entries(data, key, path) for key in ("images", "annotations", "categories"))
     for key, own in (("images", images), ("categories", categories)):
         if twice := [number for number, count in Counter(entry["id"] for entry in own).items() if count > 1]:
-            raise DataError(f"{path}: {len(twice)} id(s) stand for several '{key}' each, the first is {twice[0]}.")
+            ids = counted(len(twice), "id", "stand")
+            raise DataError(f"{path}: {ids} for several '{key}' each, the first is {twice[0]}.")
     names = {c["id"]: str(c.get("name", c["id"])) for c in sorted(categories, key=lambda c: str(c["id"]).zfill(20))}
     if len(set(names.values())) < len(names):
         names = {number: f"{number} {name}" for number, name in names.items()}

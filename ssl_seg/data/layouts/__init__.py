@@ -23,7 +23,7 @@ from ssl_seg.data.layouts.listing import CLASSES_FILE, Case, Listing
 from ssl_seg.data.layouts.names import role_of
 from ssl_seg.data.layouts.nnunet import group_channels
 from ssl_seg.data.volumes import IMAGE_SUFFIXES, is_image, list_arrays, split_location, split_suffix
-from ssl_seg.errors import ConfigError, DataError, did_you_mean, name_examples
+from ssl_seg.errors import ConfigError, DataError, counted, did_you_mean, name_examples
 from ssl_seg.files import read_text
 
 __all__ = ["AUTO", "EXTRA", "LAYOUTS", "Case", "Layout", "Listing", "find_listing", "list_images"]
@@ -230,15 +230,15 @@ def _join(listing: Listing, folder: Path) -> Listing:
     masks = {os.path.realpath(split_location(case.mask)[0]) for case in listing.cases if case.mask} - known
     if wrong := [image for _, (image, *_) in further if os.path.realpath(split_location(image)[0]) in masks]:
         raise DataError(
-            f"{folder} holds {len(wrong)} mask(s) of the data set, e.g. {wrong[0]}: masks are no images. Name a folder "
-            "of unlabeled images."
+            f"{folder} holds {counted(len(wrong), 'mask')} of the data set, e.g. {wrong[0]}: masks are no images. "
+            "Name a folder of unlabeled images."
         )
     for name, (image, *more) in further:
         add_image(images, EXTRA + name, Path(image))
         cases.append(Case(EXTRA + name, image, None, None, tuple(more)))
-    notes = (*listing.notes, f"{len(further)} unlabeled image(s) are taken from {folder}")
+    notes = (*listing.notes, f"{counted(len(further), 'unlabeled image', 'are')} taken from {folder}")
     if left := len(found) - len(further):
-        notes += (f"{left} image(s) of {folder} are cases of the data set already",)
+        notes += (f"{counted(left, 'image', f'of {folder} are')} in the data set already",)
     return replace(listing, cases=tuple(sorted(cases, key=lambda case: case.id)), notes=notes)
 
 

@@ -15,7 +15,7 @@ from ssl_seg.data.findings import Finding
 from ssl_seg.data.formats.slices import sort_slices
 from ssl_seg.data.layouts.names import match_names
 from ssl_seg.data.volumes import advise_conversion, is_image, split_suffix
-from ssl_seg.errors import DataError, name_examples
+from ssl_seg.errors import DataError, counted, name_examples
 
 LAYERS = ("layers", "surface_volume", "slices", "stack")
 """Folders of slices that are not part of the name of a volume."""
@@ -45,8 +45,8 @@ class Scan:
             kinds = ", ".join(f"{number} x {kind}" for kind, number in sorted(self.left_out.items()))
             notes += (f"files of servers and systems are left out: {kinds}",)
         if self.repeated:
-            shown = name_examples(self.repeated)
-            notes += (f"{len(self.repeated)} link(s) lead to a folder that is read already: not followed ({shown})",)
+            links = counted(len(self.repeated), "link", "lead")
+            notes += (f"{links} to a folder that is read already: not followed ({name_examples(self.repeated)})",)
         return notes
 
     @property
@@ -56,8 +56,8 @@ class Scan:
             return ()
         first = self.dangling[0]
         message = (
-            f"{len(self.dangling)} link(s) lead nowhere, e.g. {first} to {first.readlink()}. Mount the disk that "
-            "holds the files, or remove the links."
+            f"{counted(len(self.dangling), 'link', 'lead')} nowhere, e.g. {first} to {first.readlink()}. Mount the "
+            "disk that holds the files, or remove the links."
         )
         return (Finding("missing_image", "fault", message, tuple(split_suffix(p.name)[0] for p in self.dangling)),)
 
@@ -212,7 +212,8 @@ def note_others(others: tuple[str, ...]) -> tuple[str, ...]:
     """Return a note on files that are no images; nothing without any."""
     kinds = Counter(Path(name).suffix.lower() or "no suffix" for name in others)
     shown = ", ".join(f"{number} x {kind}" for kind, number in kinds.most_common(3))
-    note = f"{len(others)} file(s) cannot be read as images and are not used ({shown}; {name_examples(others)})"
+    files = counted(len(others), "file", "cannot be read as images and are")
+    note = f"{files} not used ({shown}; {name_examples(others)})"
     if advice := advise_conversion(others):
         note += f".{advice.rstrip('.')}"
     return (note,) if others else ()
@@ -253,9 +254,9 @@ def match_masks(
     findings: tuple[Finding, ...] = ()
     if loose := sorted(mask for mask, image in matched.items() if image not in (mask, (seconds or {}).get(mask))):
         example = f"{masks[loose[0]].name} is the mask of {images[matched[loose[0]]].name}"
-        notes += (f"{len(loose)} mask(s) are named almost like their image: {example}",)
+        notes += (f"{counted(len(loose), 'mask', 'are')} named almost like the image: {example}",)
     if without_image := tuple(sorted(set(masks) - set(matched))):
-        message = f"{len(without_image)} mask(s) without an image are not used"
+        message = f"{counted(len(without_image), 'mask', 'without an image are')} not used"
         notes += (f"{message} ({name_examples(without_image)})",)
         findings += (Finding("unpaired_mask", "warn", message, without_image),)
     return used, notes, findings

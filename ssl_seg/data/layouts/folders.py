@@ -21,7 +21,7 @@ from ssl_seg.data.layouts.files import (
 from ssl_seg.data.layouts.listing import Case, Listing
 from ssl_seg.data.layouts.names import MASK_WORDS, PARTS, UNLABELED, match_names, place_of, role_of, split_marker
 from ssl_seg.data.volumes import IMAGE_SUFFIXES, is_image
-from ssl_seg.errors import DataError, name_examples
+from ssl_seg.errors import DataError, counted, name_examples
 
 _FEW = 5
 """With fewer labeled images, names that are alike say less."""
@@ -201,15 +201,16 @@ def _list(layout: str, root: Path, files: Files, source: _Source | None) -> List
         notes = (f"masks are taken from {_folder_of(files.masks[source.word])}", *notes)
     for word, others in files.masks.items():
         if source is None or source.marker or word != source.word:
-            notes += (f"{len(others)} file(s) of {_folder_of(others)} are not used: another folder has the masks",)
+            unused = counted(len(others), "file", f"of {_folder_of(others)} are")
+            notes += (f"{unused} not used: another folder has the masks",)
     if further:
-        message = f"{len(further)} further mask(s) of an image are not used"
+        message = f"{counted(len(further), 'further mask', 'of an image are')} not used"
         notes += (f"{message} ({name_examples(sorted(further))})",)
         findings += (Finding("further_mask", "warn", message, tuple(sorted(further))),)
     alike = (*_find_additions(images.keys() - used.keys(), used), *_find_rivals(files, source, len(used)))
     notes, findings = (*notes, *(f"WARNING {finding.message}" for finding in alike)), (*findings, *alike)
     if files.outside:
-        notes += (f"{len(files.outside)} image(s) outside the folder for images are not used "
+        notes += (f"{counted(len(files.outside), 'image', 'outside the folder for images are')} not used "
                   f"({name_examples(sorted(files.outside))})",)  # fmt: skip
     notes = note_others(tuple(files.others)) + files.scan.notes + notes
     notes += note_unlabeled(len(images) - len(used), len(images))
@@ -218,7 +219,7 @@ def _list(layout: str, root: Path, files: Files, source: _Source | None) -> List
         found = f"{len(stacks)} folders of numbered images, e.g. {min(stacks)}"
         notes += (f"the {found}, are read as 2D images; if each is one volume: data.layout=slices",)
     if files.unlabeled:
-        notes += (f"{len(files.unlabeled)} unlabeled image(s) are taken from unlabeled/",)
+        notes += (f"{counted(len(files.unlabeled), 'unlabeled image', 'are')} taken from unlabeled/",)
     cases = (
         Case(i, str(path), str(used[i]) if i in used else None, None)
         for i, path in sorted({**images, **files.unlabeled}.items())
@@ -244,8 +245,9 @@ def _find_additions(unlabeled: Collection[str], labeled: Collection[str]) -> Ite
     for addition, names in found.items():
         if 2 * len(names) >= max(len(labeled), _FEW):
             message = (
-                f"{len(names)} image(s) have the name of a labeled one with {addition} behind and count as unlabeled "
-                f"({name_examples(names)}): move them away if they are maps, drawings or channels of those images"
+                f"{counted(len(names), 'image', 'have')} the name of a labeled one with {addition} behind and count "
+                f"as unlabeled ({name_examples(names)}): move them away if they are maps, drawings or channels of "
+                "those images"
             )
             yield Finding("named_like_labeled", "warn", message, tuple(names))
 

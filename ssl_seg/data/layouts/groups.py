@@ -11,7 +11,7 @@ from unicodedata import normalize
 from ssl_seg.data.layouts.names import PARTS, UNLABELED
 from ssl_seg.data.layouts.table import read_table
 from ssl_seg.data.volumes import split_suffix
-from ssl_seg.errors import DataError, did_you_mean, name_examples
+from ssl_seg.errors import DataError, counted, did_you_mean, name_examples
 
 NO_GROUPS = Path("none")
 """Stands for no groups at all in the place of a group file."""
@@ -90,12 +90,13 @@ def read_groups(path: Path, ids: Collection[str]) -> tuple[dict[str, str], tuple
     if unknown and missing:
         raise DataError(
             f"{path}: no image is named {name_examples(unknown)}{did_you_mean(unknown[0], missing)}, and "
-            f"{len(missing)} image(s) have no group ({name_examples(missing)}). Correct the names, or remove the rows "
-            "of no image."
+            f"{counted(len(missing), 'image', 'have')} no group ({name_examples(missing)}). Correct the names, or "
+            "remove the rows of no image."
         )
     notes: tuple[str, ...] = ()
     if unknown:
-        notes += (f"{len(unknown)} name(s) in {path.name} belong to no image ({name_examples(unknown)})",)
+        notes += (f"{counted(len(unknown), 'name', f'in {path.name} belong')} to no image ({name_examples(unknown)})",)
     if missing:
-        notes += (f"{len(missing)} case(s) are not in {path.name}; each is its own group ({name_examples(missing)})",)
+        cases = counted(len(missing), "case", "are")
+        notes += (f"{cases} not in {path.name}; each is its own group ({name_examples(missing)})",)
     return {i: g for i, g in group_of.items() if i in ids}, notes

@@ -10,7 +10,7 @@ from ssl_seg.data.findings import Finding
 from ssl_seg.data.layouts.files import add_image, note_unlabeled, walk_files
 from ssl_seg.data.layouts.listing import Case, Listing, check_id
 from ssl_seg.data.volumes import is_image, list_arrays, split_suffix
-from ssl_seg.errors import DataError, name_examples
+from ssl_seg.errors import DataError, counted, name_examples
 from ssl_seg.files import read_text
 
 SUFFIXES = (".h5", ".hdf5")
@@ -44,7 +44,7 @@ def find(root: Path) -> Listing:
     source = _find_list(root)
     found, notes, findings = _from_list(root, source, files) if source else (_from_files(root, files), (), ())
     if others := [p.relative_to(root).as_posix() for p in walk_files(root) if is_image(p) and not _is_hdf5(p)]:
-        notes += (f"{len(others)} image file(s) are not HDF5 and are not used ({name_examples(others)})",)
+        notes += (f"{counted(len(others), 'image file', 'are')} not HDF5 and not used ({name_examples(others)})",)
     arrays = {case_id: list_arrays(path) for case_id, path in found.items()}
     without_image = tuple(sorted(i for i, keys in arrays.items() if "image" not in keys))
     if len(without_image) == len(found):
@@ -54,7 +54,8 @@ def find(root: Path) -> Listing:
             f"{name_examples(keys)}. Name other arrays in a manifest: {first.name}::KEY."
         )
     if without_image:
-        message = f"{len(without_image)} file(s) hold no array 'image', e.g. {found[without_image[0]]}. Remove them."
+        files_without = counted(len(without_image), "file", "hold")
+        message = f"{files_without} no array 'image', e.g. {found[without_image[0]]}. Remove them."
         findings += (Finding("missing_image", "fault", message, without_image),)
     cases = []
     for case_id, path in sorted(found.items()):
@@ -63,7 +64,9 @@ def find(root: Path) -> Listing:
             patient = _PATIENT.fullmatch(case_id)
             cases.append(Case(case_id, f"{path}::image", label, patient[1] if patient else None))
     if grouped := [c.id for c in cases if c.group]:
-        notes += (f"{len(grouped)} case(s) are grouped by the patient in their name ({name_examples(grouped)})",)
+        notes += (
+            f"{counted(len(grouped), 'case', 'are')} grouped by the patient in the name ({name_examples(grouped)})",
+        )
     notes += note_unlabeled(sum(c.mask is None for c in cases), len(cases))
     return Listing("hdf5", tuple(cases), notes, findings)
 
@@ -109,10 +112,11 @@ def _from_list(
     notes: tuple[str, ...] = (f"cases are taken from {source}",)
     if left_out := sorted(set(files) - set(found.values())):
         examples = name_examples([path.relative_to(root).as_posix() for path in left_out])
-        notes += (f"{len(left_out)} HDF5 file(s) are not in {source.name} and are left out ({examples})",)
+        notes += (f"{counted(len(left_out), 'HDF5 file', 'are')} not in {source.name} and left out ({examples})",)
     if not missing:
         return found, notes, ()
-    message = f"{source}: {len(missing)} name(s) have no file, e.g. {missing[0]}. Add the files, or remove the names."
+    names = counted(len(missing), "name", "have")
+    message = f"{source}: {names} no file, e.g. {missing[0]}. Add the files, or remove the names."
     return found, notes, (Finding("missing_image", "fault", message, tuple(missing)),)
 
 

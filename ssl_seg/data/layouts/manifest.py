@@ -12,7 +12,7 @@ from ssl_seg.data.findings import REMEDIES, Finding, report
 from ssl_seg.data.layouts.listing import Case, Listing, check_id
 from ssl_seg.data.layouts.table import FileRow, read_columns, read_table
 from ssl_seg.data.volumes import is_image, split_suffix
-from ssl_seg.errors import DataError, name_examples
+from ssl_seg.errors import DataError, counted, name_examples
 
 COLUMNS = ("image", "mask", "group", "labeled", "has_segmentation", "id")
 SUFFIXES = (".csv", ".parquet")
@@ -196,7 +196,9 @@ def _unique(entries: Iterable[_Entry]) -> list[_Entry]:
 def _notes(path: Path, columns: tuple[str, ...]) -> tuple[str, ...]:
     notes: tuple[str, ...] = (f"cases are taken from {path}",)
     if unknown := [c for c in columns if c not in (*COLUMNS, *_SPLIT_COLUMNS)]:
-        notes += (f"{len(unknown)} unknown column(s) of {path.name} are not used ({name_examples(unknown)})",)
+        notes += (
+            f"{counted(len(unknown), 'unknown column', f'of {path.name} are')} not used ({name_examples(unknown)})",
+        )
     notes += tuple(
         f"WARNING the column {column} of {path.name} is not used: the split is drawn anew. To keep it, add a column "
         "id whose ids begin with the part: train/a, val/b, test/c"
@@ -215,7 +217,7 @@ def _note_unlisted(path: Path, entries: Sequence[_Entry]) -> tuple[str, ...]:
     folders = {image.parent.resolve() for image in images if os.access(image.parent, os.R_OK)}
     others = [other for folder in folders for other in folder.iterdir() if is_image(other)]
     names = sorted(p.name for p in others if not p.name.startswith(".") and p.resolve() not in listed)
-    note = f"{len(names)} image file(s) beside those of {path.name} are in none of its rows and are not used"
+    note = f"{counted(len(names), 'image file', f'beside those of {path.name} are')} in none of its rows and not used"
     return (f"{note} ({name_examples(names)})",) if names else ()
 
 
@@ -224,17 +226,19 @@ def _check_entries(path: Path, entries: list[_Entry]) -> Iterator[Finding]:
     present = [e for e in entries if e.image_exists]
     absent = [e for e in entries if not e.image_exists]
     examples = ", ".join(e.image for e in absent[:1])
-    message = f"{path}: {len(absent)} image(s) are not there, e.g. {examples}. Correct or remove the rows."
+    message = f"{path}: {counted(len(absent), 'image', 'are')} not there, e.g. {examples}. Correct or remove the rows."
     yield from report("missing_image", "fault", message, [e.id for e in absent])
     without = [e for e in present if e.expects_mask and not e.mask_exists]
     examples = ", ".join(e.mask or f"that of {e.id}" for e in without[:1])
     message = (
-        f"{path}: {len(without)} mask(s) that should exist are not there, e.g. {examples}. "
+        f"{path}: {counted(len(without), 'mask', 'are')} not there but should be, e.g. {examples}. "
         "Correct the path, or set labeled to false."
     )
     yield from report("missing_mask", "fault", message, [e.id for e in without])
     doubtful = [e.id for e in present if e.contradicts_itself]
-    message = f"{len(doubtful)} case(s) with has_segmentation=false are said to have a mask; they count as unlabeled"
+    message = (
+        f"{counted(len(doubtful), 'case', 'with has_segmentation=false are')} said to have a mask: counted as unlabeled"
+    )
     yield from report("has_segmentation_disagrees", "warn", message, doubtful)
     said = [e.has_segmentation for e in entries if e.has_segmentation is not None]
     if said and not any(said):

@@ -17,7 +17,7 @@ from typing import Any
 from ssl_seg.data.layouts.files import Scan, add_image, make_id, match_masks, note_unlabeled, scan_folder, walk_files
 from ssl_seg.data.layouts.listing import Case, Listing
 from ssl_seg.data.volumes import IMAGE_SUFFIXES, advise_conversion, is_image, split_suffix
-from ssl_seg.errors import DataError, name_examples
+from ssl_seg.errors import DataError, counted, name_examples
 from ssl_seg.files import read_text
 
 _COLOR_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -70,7 +70,7 @@ def find(root: Path) -> Listing:
     notes += Scan(left_out=images_scan.left_out + labels_scan.left_out).notes
     findings += images_scan.findings + labels_scan.findings
     if test := [path for path in walk_files(root / "imagesTs") if path.name.endswith(description.ending)]:
-        notes += (f"{len(test)} file(s) of imagesTs/ are not used",)
+        notes += (f"{counted(len(test), 'file', 'of imagesTs/ are')} not used",)
     cases = (
         Case(i, str(paths[0]), str(masks[i]) if i in masks else None, None, tuple(map(str, paths[1:])))
         for i, paths in sorted(channels_of.items())
@@ -95,7 +95,8 @@ def _files_by_stem(folder: Path, scan: Scan, ending: str) -> tuple[dict[str, Pat
             add_image(found, make_id(path, folder), path)
         else:
             others.append(path.relative_to(folder).as_posix())
-    note = f"{len(others)} file(s) in {folder.name}/ do not end in {ending} and are not used ({name_examples(others)})"
+    files = counted(len(others), "file", f"in {folder.name}/ do")
+    note = f"{files} not end in {ending}: not used ({name_examples(others)})"
     return found, (note,) if others else ()
 
 
@@ -129,7 +130,7 @@ def _check_channels(root: Path, channels_of: Mapping[str, list[Path]], descripti
     if wrong and not colors:
         says = "dataset.json names" if description.channels else "most cases have"
         raise DataError(
-            f"{root}: {says} {expected} channel(s), and {len(wrong)} case(s) have another "
+            f"{root}: {says} {counted(expected, 'channel')}, and {counted(len(wrong), 'case', 'have')} another "
             f"number of files, e.g. {wrong[0]} has {counts[wrong[0]]}. Add the missing files, or correct dataset.json."
         )
 

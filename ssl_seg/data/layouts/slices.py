@@ -12,7 +12,7 @@ from ssl_seg.data.layouts.folders import Files, choose_source, sort_files
 from ssl_seg.data.layouts.listing import Case, Listing
 from ssl_seg.data.layouts.names import MASK_WORDS, split_marker
 from ssl_seg.data.volumes import split_location, split_suffix
-from ssl_seg.errors import DataError, name_examples
+from ssl_seg.errors import DataError, counted, name_examples
 
 _BESIDE = (
     "inklabels",
@@ -66,15 +66,15 @@ def find(root: Path) -> Listing:
         elif mask is not None:
             findings += _check_numbers(name, members, stacked_masks[mask])
         cases.append(Case(name, f"{members[0].parent}/", mask, None))
-    notes = (*files.scan.notes, f"{len(cases)} folder(s) of slices are read as volumes")
+    notes = (*files.scan.notes, f"{counted(len(cases), 'folder', 'of slices are')} read as volumes")
     if shared:
-        notes += (f"{len(shared)} volume(s) have one mask file: if it is 2D, it applies to all slices "
+        notes += (f"{counted(len(shared), 'volume', 'have')} one mask file: if it is 2D, it applies to all slices "
                   f"({name_examples(shared)})",)  # fmt: skip
     used = {str(path) for members in stacks.values() for path in members} | {
         split_location(str(case.mask))[0] for case in cases
     }
     if left := sorted(name for name, path in files.images.items() if str(path) not in used):
-        notes += (f"{len(left)} image(s) are not slices of a volume and are not used ({name_examples(left)})",)
+        notes += (f"{counted(len(left), 'image', 'are')} not slices of a volume and not used ({name_examples(left)})",)
     notes += note_unlabeled(sum(case.mask is None for case in cases), len(cases))
     return Listing("slices", tuple(cases), notes, tuple(findings))
 

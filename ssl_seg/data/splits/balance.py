@@ -9,6 +9,7 @@ from ssl_seg.data.findings import Finding, Level
 from ssl_seg.data.splits.split import Split, find_classes
 from ssl_seg.data.splits.statistics import SetComparison, SetMeasures
 from ssl_seg.data.splits.stratify import cover_classes
+from ssl_seg.errors import counted
 
 if TYPE_CHECKING:
     from ssl_seg.data.catalog import Catalog
@@ -55,9 +56,11 @@ def _check_foreground(measures: Sequence[SetMeasures]) -> Iterator[Finding]:
         if m.positives:
             continue
         if m.fraction is None:
-            message = f"none of the {len(m.ids)} case(s) in {m.name} has foreground: its F1 says nothing"
+            message = f"none of the {counted(len(m.ids), 'case')} in {m.name} has foreground: its F1 says nothing"
         else:
-            message = f"none of the {len(m.ids)} case(s) labeled at {m.fraction:g} has foreground; the pool has some"
+            message = (
+                f"none of the {counted(len(m.ids), 'case')} labeled at {m.fraction:g} has foreground; the pool has some"
+            )
         yield Finding("no_positive", "warn" if m.fraction is None else "fault", message, m.ids)
 
 
@@ -80,8 +83,10 @@ def _check_classes(split: Split, classes: Classes) -> Iterator[Finding]:
         missing = sorted(learnable - _find_union(ids, classes))
         if missing and len(missing) < len(learnable):
             could = len(ids) >= enough
-            why = f"although {enough} case(s) of the pool have all of them" if could else "and are too few"
-            message = f"the {len(ids)} case(s) labeled at {fraction:g} lack {_name_classes(missing)}, {why}"
+            why = f"although {counted(enough, 'case', 'of the pool have')} all of them" if could else "and are too few"
+            message = (
+                f"the {counted(len(ids), 'case', f'labeled at {fraction:g} lack')} {_name_classes(missing)}, {why}"
+            )
             yield Finding("class_missing", "fault" if could else "warn", message, ids)
     unmeasured = "its F1 says nothing about it"
     for name, ids, consequence in (
@@ -115,7 +120,7 @@ def _check_prevalence(m: SetMeasures) -> Iterator[Finding]:
         low, high = m.foreground.low, m.foreground.high
         interval = "no interval" if low is None else f"95 % interval {low:.3f} .. {high:.3f}"
         message = (
-            f"{m.name} has {len(m.ids)} case(s): mean foreground {m.foreground.mean:.3f} ({interval}), "
+            f"{m.name} has {counted(len(m.ids), 'case')}: mean foreground {m.foreground.mean:.3f} ({interval}), "
             f"{m.foreground.reference:.3f} in {_name_reference(m)}; too few to tell a bias from chance"
         )
         yield Finding("small_set", "info", message, m.ids)
@@ -125,8 +130,8 @@ def _check_prevalence(m: SetMeasures) -> Iterator[Finding]:
             continue
         off = abs(own.relative_bias)
         message = (
-            f"{what} of {m.name} ({len(m.ids)} case(s)): {own.mean:.3f}, {100 * own.relative_bias:+.0f} % off the "
-            f"{own.reference:.3f} of {_name_reference(m)}; 95 % of random draws have "
+            f"{what} of {m.name} ({counted(len(m.ids), 'case')}): {own.mean:.3f}, {100 * own.relative_bias:+.0f} % off "
+            f"the {own.reference:.3f} of {_name_reference(m)}; 95 % of random draws have "
             f"{own.band_low:.3f} .. {own.band_high:.3f}"
         )
         if off > BIAS_THAT_MATTERS and not RARE_PERCENT < own.percentile < 100 - RARE_PERCENT:
@@ -163,7 +168,7 @@ def check_validation_size(split: Split) -> Iterator[Finding]:
     count = len(split.val)
     if split.folds is None and 0 < count < FEW_VALIDATION_CASES:
         message = (
-            f"val has {count} case(s), fewer than {FEW_VALIDATION_CASES}: its scores say little, and the best "
+            f"val has {counted(count, 'case')}, fewer than {FEW_VALIDATION_CASES}: its scores say little, and the best "
             "of several networks may be so by chance; use --folds, where each labeled case is in validation once, or "
             "label more"
         )
@@ -179,8 +184,8 @@ def _check_group_sizes(split: Split, measures: Sequence[SetMeasures]) -> Iterato
     for m in measures:
         if m.fraction is None and m.effective_groups < FEW_GROUPS:
             message = (
-                f"{m.name} has {len(m.ids)} cases of {m.groups} group(s), worth {m.effective_groups:.1f} of equal "
-                "size: its score says little about a new group; label more groups"
+                f"{m.name} has {len(m.ids)} cases of {counted(m.groups, 'group')}, worth {m.effective_groups:.1f} of "
+                "equal size: its score says little about a new group; label more groups"
                 + ", or use --folds"
                 * (split.folds is None)
             )

@@ -12,6 +12,7 @@ from ssl_seg.data.findings import MOST_PAIRS, Finding, name_ends, report
 from ssl_seg.data.splits.balance import check_balance, check_validation_size
 from ssl_seg.data.splits.split import NearCopies, Split
 from ssl_seg.data.splits.statistics import SetMeasures, measure_split
+from ssl_seg.errors import counted
 
 if TYPE_CHECKING:
     from ssl_seg.data.catalog import Catalog
@@ -64,7 +65,7 @@ def _check_nested(split: Split) -> Iterator[Finding]:
     for (small, ids), (large, more) in pairwise(sorted(split.fractions.items())):
         allowed = set(more)
         outside = [i for i in ids if i not in allowed]
-        message = f"{len(outside)} case(s) labeled at {small:g} are not labeled at {large:g}"
+        message = f"{counted(len(outside), 'case', f'labeled at {small:g} are')} not labeled at {large:g}"
         yield from report("not_nested", "fault", message, outside)
 
 
@@ -79,7 +80,7 @@ def _check_disjoint(lists: Lists) -> Iterator[Finding]:
         if len(names) > 1:
             by_places[tuple(names)].append(case_id)
     for names_of, ids in by_places.items():
-        message = f"{len(ids)} case(s) are listed more than once: in {' and '.join(names_of)}"
+        message = f"{counted(len(ids), 'case', 'are')} listed more than once: in {' and '.join(names_of)}"
         yield Finding("overlap", "fault", message, tuple(ids))
 
 
@@ -128,9 +129,9 @@ def _check_near_duplicates(lists: Lists, catalog: Catalog, near_copies: NearCopi
     for scored, cases in leaks.items():
         found = {list_of[i] for i in cases}
         message = (
-            f"{len(cases)} cases in {sets[scored]} set(s) have nearly the same image (resized, compressed, brightened "
-            f"or turned) and are in {' and '.join(name for name in lists if name in found)}; give each set one group "
-            "and make a new split, or set split.near_copies=ignore if they are different images"
+            f"{len(cases)} cases in {counted(sets[scored], 'set', 'have')} nearly the same image (resized, compressed, "
+            f"brightened or turned), in {' and '.join(name for name in lists if name in found)}; give each set one "
+            "group and make a new split, or set split.near_copies=ignore if they are different images"
         )
         yield from report("near_duplicate", "fault" if scored else "warn", message, cases)
 
@@ -144,8 +145,9 @@ def _check_alike(parts: Lists, catalog: Catalog) -> Iterator[Finding]:
         first = torn[0]
         many = " So many may also be images that all look alike." if len(torn) > MOST_PAIRS else ""
         message = (
-            f"{len(torn)} pair(s) of alike images are in different parts, {first.first} and {first.second} with a "
-            f"likeness of {first.likeness:.2f}: if they show one patient or object, name it in groups.csv.{many}"
+            f"{counted(len(torn), 'pair', 'of alike images are')} in different parts, {first.first} and "
+            f"{first.second} with a likeness of {first.likeness:.2f}: if they show one patient or object, name it in "
+            f"groups.csv.{many}"
         )
         yield Finding("alike_across_parts", "warn", message, name_ends((p.first, p.second) for p in torn))
     for crowd in catalog.likeness.crowds:
@@ -162,9 +164,9 @@ def _check_files(split: Split, parts: Lists, catalog: Catalog) -> Iterator[Findi
     """Check that every id is still there, with the content that it had."""
     ids = [i for part in parts.values() for i in part]
     missing = [i for i in ids if i not in catalog.facts]
-    message = f"{len(missing)} case(s) of the split are not in {catalog.root}"
+    message = f"{counted(len(missing), 'case', 'of the split are')} not in {catalog.root}"
     yield from report("missing_case", "fault", message, missing)
     known = {i: catalog.facts[i].content for i in ids if i in catalog.facts}
     changed = [i for i, content in known.items() if content != split.content.get(i, content)]
-    message = f"{len(changed)} case(s) have a different image or mask than when the split was made"
+    message = f"{counted(len(changed), 'case', 'have')} a different image or mask than when the split was made"
     yield from report("changed_content", "fault", message, changed)

@@ -20,7 +20,7 @@ from ssl_seg.config.data import check_label_amount
 from ssl_seg.data.content import image_of, is_constant
 from ssl_seg.data.findings import REMEDIES
 from ssl_seg.data.splits.stratify import CaseTraits, GroupKey, assign_groups, nesting_order
-from ssl_seg.errors import SplitError, name_examples
+from ssl_seg.errors import SplitError, counted, name_examples
 
 if TYPE_CHECKING:  # reading a split file must not load the image libraries
     from ssl_seg.data.catalog import Catalog
@@ -113,7 +113,7 @@ class Split:
         sealed = sorted(set(ids) & set(self.test))
         if sealed:
             raise SplitError(
-                f"{len(sealed)} case(s) are in the test list ({name_examples(sealed, 5)}). "
+                f"{counted(len(sealed), 'case', 'are')} in the test list ({name_examples(sealed, 5)}). "
                 "The test list is sealed; only `ssl-seg evaluate --test` opens it."
             )
 
@@ -356,7 +356,8 @@ def find_classes(catalog: Catalog) -> dict[str, frozenset[int]]:
 
 def _count_groups(pool: _Pool) -> str:
     merged = f" ({'; '.join(pool.notes)})" if pool.notes else ""
-    return f"{sum(map(len, pool.groups.values()))} labeled case(s) in {len(pool.groups)} group(s){merged}"
+    cases = counted(sum(map(len, pool.groups.values())), "labeled case")
+    return f"{cases} in {counted(len(pool.groups), 'group')}{merged}"
 
 
 def _group_keys(
@@ -376,7 +377,7 @@ def _group_keys(
     if copies:
         count = sum(map(len, copies))
         notes.append(
-            f"{count} cases are copies of {len(copies)} image(s), for example {name_examples(copies[0])}: "
+            f"{count} cases are copies of {counted(len(copies), 'image')}, for example {name_examples(copies[0])}: "
             "kept in one part"
         )
     if torn:
@@ -429,8 +430,8 @@ def _build_split(
     kept = tuple(sorted(c.id for c in catalog.unlabeled if c.id not in pool.held and pool.key_of[c.id] not in scored))
     left_out = len(catalog.unlabeled) - len(kept)
     if left_out:
-        which = "they, or their group, are" if pool.held else "their group is"
-        notes.append(f"{left_out} unlabeled case(s) are left out: {which} in validation or test")
+        why = "in validation or test, or of a group there" if pool.held else "of a group in validation or test"
+        notes.append(f"{counted(left_out, 'unlabeled case', 'are')} left out: {why}")
     if not any(pool.traits.foreground[i] > 0 for i in ordered):
         notes.append("NO LABELED TRAINING CASE HAS FOREGROUND: there is nothing to learn")
     counts = {float(f): count_labeled(f, len(ordered)) for f in {*fractions, 1.0}}

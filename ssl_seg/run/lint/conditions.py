@@ -17,6 +17,7 @@ from ssl_seg.config.curves import POINTS, compute_batch_size, find_raising_plate
 from ssl_seg.config.layers import to_plain, validate
 from ssl_seg.config.schedules import make_ema_schedule
 from ssl_seg.data.synthetic import is_synthetic
+from ssl_seg.errors import counted
 from ssl_seg.labels import THRESHOLDED
 from ssl_seg.methods import LABELED_ONLY, METHODS
 from ssl_seg.methods.base import BuildsModule
@@ -217,7 +218,7 @@ def _find_idle_floor(config: Config, _: DataFacts) -> str | None:
     most = _count_most_plateaus(config, optim.plateau_patience)
     if optim.plateau_factor**most < optim.floor:
         return None
-    return f"{describe_epochs(config)}: the rate is lowered {most} time(s) at most, and never to that floor"
+    return f"{describe_epochs(config)}: the rate is lowered {counted(most, 'time')} at most, and never to that floor"
 
 
 def _find_idle_form(config: Config, _: DataFacts) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 from ssl_seg.config import Config, LossPhaseConfig
 from ssl_seg.config.curves import find_raising_plateau
 from ssl_seg.config.schedules import list_phases, list_trained, make_lr_schedule
+from ssl_seg.errors import counted
 from ssl_seg.losses import list_costs, list_options
 from ssl_seg.run.lint.conditions import describe_epochs, find_marks, list_method_options
 
@@ -69,9 +70,9 @@ def noise_within_swa(config: Config) -> Iterator[str]:
     noisy = [epoch for epoch in noise if averaged and epoch >= averaged[0]]
     if noisy:
         yield (
-            f"policies.weight_noise is added at {len(noisy)} epoch(s) from {noisy[0]:g} on, policies.swa averages from "
-            f"epoch {averaged[0]:g} on: the mean takes in networks that are recovering from noise. Let one of them end "
-            "before the other starts"
+            f"policies.weight_noise is added at {counted(len(noisy), 'epoch')} from {noisy[0]:g} on, policies.swa "
+            f"averages from epoch {averaged[0]:g} on: the mean takes in networks that are recovering from noise. Let "
+            "one of them end before the other starts"
         )
 
 

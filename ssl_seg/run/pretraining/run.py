@@ -27,7 +27,7 @@ from ssl_seg.data.splits.files import split_from_dict, split_to_dict
 from ssl_seg.engine.devices import to_memory_format
 from ssl_seg.engine.optim import make_optimizer, set_lr
 from ssl_seg.engine.processes import open_fabric
-from ssl_seg.errors import ConfigError, RunDirError, quote
+from ssl_seg.errors import ConfigError, RunDirError, counted, quote
 from ssl_seg.files import hold_directory, write_json
 from ssl_seg.inference.model import make_network, start_network
 from ssl_seg.monitor.findings import RuleFinding, Verdict, format_block
@@ -180,7 +180,7 @@ def _begin(request: TrainRequest, fabric: Fabric, console: Console, hold: Hold) 
     begun = begin_run(resolved, note=note, hold=hold, command="pretrain")
     write_json(begun.run.path / PRETRAINING_FILE, {"steps": resolved.config.length.steps})
     images = len(resolved.labeled) + len(resolved.unlabeled)
-    note(f"pretrain: {images} images of the training pool; no other image is used")
+    note(f"pretrain: {counted(images, 'image')} of the training pool; no other image is used")
     return begun
 
 

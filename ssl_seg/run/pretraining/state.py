@@ -15,7 +15,7 @@ from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.content import image_of
 from ssl_seg.data.sampling import derive_seed
 from ssl_seg.data.splits.split import Split, find_copies_of
-from ssl_seg.errors import CheckpointError, RefusedError, RunDirError, quote
+from ssl_seg.errors import CheckpointError, RefusedError, RunDirError, counted, quote
 from ssl_seg.inference.model import make_network, start_network
 from ssl_seg.networks.builders import get_network_spec
 from ssl_seg.networks.checkpoint import PRETRAINING_FORMAT, read_content, write_content
@@ -116,15 +116,16 @@ def check_seen(state: Pretraining, where: str, split: Split, catalog: Catalog, *
 
     for part, ids in (("validation", split.val), ("test", split.test)):
         leaks = [case_id for case_id in ids if has_leaked(case_id)]
-        how = "were seen in its training pool"
+        verb, how = "were", "seen in its training pool"
         if not leaks and near_copies:
-            leaks, how = find_copies_of(catalog, ids, seen | wholes), "look like copies of images that it saw"
+            leaks = find_copies_of(catalog, ids, seen | wholes)
+            verb, how = "look", "like copies of images that it saw"
         if leaks:
             run = RunDir(Path(where) if Path(where).is_dir() else Path(where).parent.parent)
             raise RefusedError(
-                f"{where} is refused as a start: {len(leaks)} {part} case(s) of this run {how}, for example "
-                f"'{leaks[0]}'. Train on its split (--split {quote(run.path / SPLIT_FILE)}), or pre-train on that of "
-                "this run"
+                f"{where} is refused as a start: {counted(len(leaks), f'{part} case', f'of this run {verb}')} {how}, "
+                f"for example '{leaks[0]}'. Train on its split (--split {quote(run.path / SPLIT_FILE)}), or pre-train "
+                "on that of this run"
             )
 
 

@@ -15,7 +15,7 @@ from ssl_seg.config.layers import Layer, nest, to_plain
 from ssl_seg.data.catalog import Track, pass_through
 from ssl_seg.data.open import open_data_once
 from ssl_seg.data.splits.split import Split
-from ssl_seg.errors import ConfigError, SslSegError
+from ssl_seg.errors import ConfigError, SslSegError, counted
 from ssl_seg.run.lint.conditions import DataFacts
 from ssl_seg.run.lint.idle import (
     STANDS_FOR,
@@ -139,8 +139,8 @@ def _check_different(spec: AblationSpec, resolved: Sequence[_ResolvedCell], cell
             if all(cells[a].id == cells[b].id for a, b in pairs):
                 reason = _explain_same(resolved[pairs[0][0]], resolved[pairs[0][1]])
                 raise ConfigError(
-                    f"{axis}s '{first}' and '{second}' are the same training in all {len(pairs)} cell(s), so that "
-                    f"nothing would be compared: {reason}. Leave one of them out, or change what acts."
+                    f"{axis}s '{first}' and '{second}' are the same training in all {counted(len(pairs), 'cell')}, so "
+                    f"that nothing would be compared: {reason}. Leave one of them out, or change what acts."
                 )
 
 
@@ -188,8 +188,9 @@ def _list_shared(resolved: Sequence[_ResolvedCell], cells: Sequence[Cell]) -> It
     for (one, other), places in shared.items():
         before = first[cells[places[0]].id]
         yield (
-            f"'{describe_arm(other)}' and '{describe_arm(one)}' are the same training in {len(places)} cell(s), "
-            f"which is made once: {_explain_same(resolved[before], resolved[places[0]])}"
+            f"'{describe_arm(other)}' and '{describe_arm(one)}' are the same training in "
+            f"{counted(len(places), 'cell')}, which is made once: "
+            f"{_explain_same(resolved[before], resolved[places[0]])}"
         )
 
 

@@ -107,7 +107,7 @@ def test_recipes_that_differ_in_what_changes_nothing_are_refused(tmp_path: Path,
     recipes = {"plain": {}, "strong": STRONG}
     with pytest.raises(ConfigError) as caught:
         resolve(tmp_path, particles_dir, recipes=recipes, methods=["supervised"])
-    assert "recipes 'plain' and 'strong' are the same training in all 2 cell(s)" in str(caught.value)
+    assert "recipes 'plain' and 'strong' are the same training in all 2 cells" in str(caught.value)
     assert "augment.strong_factor = 0.9 (recipe strong), augment.cutout = 0.9 (recipe strong) change" in str(
         caught.value
     )
@@ -126,7 +126,7 @@ def test_cells_that_are_one_training_have_one_id_and_are_named(tmp_path: Path, p
     assert ids["mean_teacher", "plain", 0.2] != ids["mean_teacher", "strong", 0.2]
     assert len(set(ids.values())) == 6
     assert [text.split(",")[0] for text in notes] == [
-        f"'supervised {labels} strong' and 'supervised {labels}' are the same training in 1 cell(s)"
+        f"'supervised {labels} strong' and 'supervised {labels}' are the same training in 1 cell"
         for labels in ("0.2", "1")
     ]
     assert all("augment.cutout = 0.9 (recipe strong) change nothing in this run" in text for text in notes)
@@ -141,7 +141,7 @@ def test_methods_without_unlabeled_images_are_one_training(tmp_path: Path, sheet
     assert len(cells) == 4
     assert len({c.id for c in cells}) == 3
     (note,) = notes
-    assert "'mean_teacher 1' and 'supervised 1' are the same training in 1 cell(s), which is made once" in note
+    assert "'mean_teacher 1' and 'supervised 1' are the same training in 1 cell, which is made once" in note
     assert "method.name = mean_teacher" in note
     assert "there is no unlabeled image" in note
     path = write_spec(tmp_path / "spec.yaml", sheets_dir, settings=settings, labels=[1.0])
