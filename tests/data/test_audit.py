@@ -199,6 +199,25 @@ def test_full_and_tiny_masks() -> None:
     assert brief(checks.check_tiny_foreground(facts)) == [("tiny_foreground", "info", ("3",))]
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_labels_inside_an_ome_zarr_are_named_and_can_be_listed(tmp_path: Path, version: int) -> None:
+    zarr = pytest.importorskip("zarr")
+    square = np.zeros((40, 48), np.uint8)
+    square[10:20, 5:25] = 1
+    for name in "abc":
+        for place, array in (("", square * 90 + 40), ("/labels/cells", square)):
+            group = zarr.open_group(str(tmp_path / "images" / f"{name}.zarr") + place, mode="a", zarr_format=version)
+            group.create_array("0", data=array)
+            scales = [{"axes": [{"name": axis} for axis in "yx"], "datasets": [{"path": "0"}]}]
+            group.attrs["ome"] = {"version": "0.5", "multiscales": scales}
+    (message,) = [finding.message for finding in audit(str(tmp_path)).findings if finding.code == "no_masks"]
+    assert "here a.zarr and a.zarr::labels/cells" in message
+    rows = "".join(f"{name}.zarr,{name}.zarr::labels/cells\n" for name in "abc")
+    (tmp_path / "images" / "manifest.csv").write_text(f"image,mask\n{rows}")
+    facts = audit(str(tmp_path / "images")).facts
+    assert [own.counts for own in facts.values()] == [(40 * 48 - 200, 200)] * 3
+
+
 def test_objects_that_fill_all_images() -> None:
     grains = named(*(fact(1.0, values=(1,), counts=(64,)) for _ in range(3)))
     (semantic,) = checks.check_full_masks(grains, Meaning("instances"))

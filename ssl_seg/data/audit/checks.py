@@ -182,11 +182,14 @@ def check_missing_masks(cases: Sequence[Case]) -> Iterator[Finding]:
 def _find_labels_inside(location: str) -> str:
     """Return what to do where the file of an image holds its mask too; "" where it does not."""
     path = Path(split_location(location)[0])
+    groups = [found for name in (".zgroup", "zarr.json") for found in path.glob(f"labels/*/{name}")]  # OME-Zarr
+    image = path.name if groups else f"{path.name}::image"
     with suppress(DataError):
-        for key in [key for key in list_arrays(path) if key in MASK_KEYS] if path.exists() else ():
+        arrays = [key for key in list_arrays(path) if key in MASK_KEYS] if path.exists() and not groups else []
+        for key in [*sorted(f"labels/{found.parent.name}" for found in groups), *arrays]:
             return (
                 f"{path} holds an array '{key}' too. If that is the mask, list the files in a manifest.csv with the "
-                f"columns image and mask, here {path.name}::image and {path.name}::{key}, with paths from its folder."
+                f"columns image and mask, here {image} and {path.name}::{key}, with paths from its folder."
             )
     return ""
 
