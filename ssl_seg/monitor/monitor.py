@@ -57,9 +57,16 @@ class Observation:
 
     @property
     def gap(self) -> float | None:
-        """F1 of the student on training cases minus that on validation, of several classes their mean; None without a
-        training probe."""
-        return self.train["student"].f1_macro - self.val["student"].f1_macro if self.train else None
+        """F1 of the student on training cases minus that on validation, mean of the classes that are in both; None
+        without a training probe."""
+        if not self.train:
+            return None
+        train, val = self.train["student"], self.val["student"]
+        of_train, of_val = ({o.value: o.f1 for o in s.classes if o.prevalence_true > 0} for s in (train, val))
+        shared = of_train.keys() & of_val.keys()
+        if not shared:
+            return train.f1_macro - val.f1_macro
+        return sum(of_train[value] - of_val[value] for value in shared) / len(shared)
 
     @property
     def context(self) -> Context:

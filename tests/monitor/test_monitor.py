@@ -17,7 +17,7 @@ from torch.nn.functional import one_hot
 from ssl_seg.data.loader import Probe
 from ssl_seg.engine.ema import EMATeacher
 from ssl_seg.monitor.monitor import Monitor
-from ssl_seg.monitor.signals import SignalCollector
+from ssl_seg.monitor.signals import ClassSignals, SignalCollector
 
 
 def constant_net(value: float) -> nn.Module:
@@ -160,7 +160,8 @@ def test_epoch_of_a_step(monitor: Monitor) -> None:
 def test_line_shows_both_nets(monitor: Monitor) -> None:
     observation = monitor.look(Threshold(0.0), constant_net(3.0), 100)
     student = observation.val["student"]
-    observation.train["student"] = replace(student, f1_macro=student.f1_macro - 0.125)
+    (own,) = student.classes
+    observation.train["student"] = replace(student, classes=(replace(own, f1=own.f1 - 0.125),))
     line = observation.format_line()
     assert line.startswith("step   100 epoch  1 | F1 ")
     assert (
@@ -190,7 +191,8 @@ def test_the_line_of_a_healthy_look_fits_a_terminal(monitor: Monitor) -> None:
     assert " gap " not in line
     assert " | loss 0.51 val 50.00 | p " in line
     later = monitor.look(Threshold(0.0), Threshold(0.0), 12_300, training)
-    later.train["student"] = replace(later.val["student"], f1_macro=later.val["student"].f1_macro + 0.2)
+    (own,) = later.val["student"].classes
+    later.train["student"] = replace(later.val["student"], classes=(replace(own, f1=own.f1 + 0.2),))
     assert " gap +0.20 wide P " in later.format_line()
     assert len(later.format_line()) <= 132
     assert len(monitor.look(Threshold(0.0), Threshold(0.0), 12_300, training).format_line()) <= 126
@@ -216,6 +218,16 @@ def test_the_loss_on_validation_is_recorded_with_its_components(monitor: Monitor
 
 def look_values(record: dict[str, float]) -> tuple[float, float]:
     return record["val/student/loss"], record["val/student/loss/size"]
+
+
+def test_the_gap_is_of_the_classes_that_both_probes_have(monitor: Monitor) -> None:
+    """Validation lacks the class that the network finds badly on training cases."""
+    observation = monitor.look(Threshold(0.0), Threshold(0.0), 100)
+    known, lacking = ClassSignals(1, 0.2, 0.2, 0.75), ClassSignals(2, 0.1, 0.0, 0.0)
+    on_val = replace(observation.val["student"], classes=(known, lacking), f1_macro=0.75)
+    on_train = replace(on_val, classes=(replace(known, f1=1.0), ClassSignals(2, 0.0, 0.3, 0.0)), f1_macro=0.5)
+    nets = {net: {"student": signals, "teacher": signals} for net, signals in (("val", on_val), ("train", on_train))}
+    assert replace(observation, **nets).gap == 0.25
 
 
 def test_line_has_no_gap_without_a_training_probe(monitor: Monitor) -> None:
