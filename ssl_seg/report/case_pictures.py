@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_seg.data.pictures import spread
+from ssl_seg.errors import DataError
 from ssl_seg.report.example_figure import plot_examples
 
 if TYPE_CHECKING:
@@ -49,7 +50,12 @@ def choose_spread(rows: Sequence[CaseRow], count: int) -> list[CaseRow]:
 
 
 def predict_cases(
-    request: EvaluateRequest, rows: Sequence[CaseRow], net: str, *, all_planes: bool = False
+    request: EvaluateRequest,
+    rows: Sequence[CaseRow],
+    net: str,
+    *,
+    all_planes: bool = False,
+    contents: Mapping[str, str] | None = None,
 ) -> list[PredictedCase]:
     """Predict cases as ``evaluate`` does, with one of the networks.
 
@@ -58,9 +64,10 @@ def predict_cases(
         rows: the scores of the cases.
         net: student or teacher.
         all_planes: draw one plane of a volume along each axis, and not only along z.
+        contents: content of the cases by id when they were scored, where that was not just now.
 
     Raises:
-        SslSegError: for an unusable checkpoint or folder.
+        SslSegError: for an unusable checkpoint or folder, or a case whose image or mask has changed since.
     """
     from ssl_seg.data.catalog import pass_through
     from ssl_seg.data.open import open_store
@@ -72,6 +79,10 @@ def predict_cases(
 
     model = open_model(request.checkpoint, choose_device_if_given(request.accelerator))
     catalog, data = open_cases(model, pass_through, request.data, request.settings)
+    known = {} if contents is None else {row["id"]: contents.get(row["id"]) for row in rows}
+    for case_id, content in known.items():
+        if case_id not in catalog.facts or catalog.facts[case_id].content != content:
+            raise DataError(f"image or mask of '{case_id}' is not the one that was scored any more")
     store = open_store(catalog, data)
     calibration = find_calibration(model, net) if request.calibrated else None
     predictor = calibrate_predictor(model.predictor(net, request.overlap), calibration)

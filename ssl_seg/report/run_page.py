@@ -60,7 +60,8 @@ def predict_examples(record: RunRecord, seconds: float | None = None) -> tuple[l
         )
     request = EvaluateRequest(record.run.best, calibrated=False)
     try:
-        return predict_cases(request, rows, record.used.net, all_planes=True), ""
+        contents = None if record.split is None else record.split.content
+        return predict_cases(request, rows, record.used.net, all_planes=True, contents=contents), ""
     except (SslSegError, OSError, KeyError, ValueError, RuntimeError, MemoryError) as error:
         return [], f"No pictures of cases: {str(error).rstrip('.')}."
 

@@ -45,7 +45,7 @@ from ssl_seg.report.comparison_page import make_comparison_page
 from ssl_seg.report.figures import COLORS
 from ssl_seg.report.page import ImageRow, Page, PageImage, PageSection, encode_image, render_page, write_page
 from ssl_seg.report.run_figures import draw_curves, draw_scores, list_marks, plot_f1
-from ssl_seg.report.run_page import MOST_CASES, MOST_CLASSES, MOST_EVENTS, make_run_page
+from ssl_seg.report.run_page import MOST_CASES, MOST_CLASSES, MOST_EVENTS, make_run_page, predict_examples
 from ssl_seg.report.run_record import MOST_LOOKS, RunRecord, _list_settings, read_looks, read_run
 from ssl_seg.report.run_report import RunningPage, write_report_page, write_when_trained
 from ssl_seg.results.evaluation import EvaluateRequest, evaluate
@@ -540,6 +540,16 @@ class TestOfATraining:
         assert {name: own[name] for name in ("margin", "margin_low")} == {
             name: found["trivial"][name] for name in ("margin", "margin_low")
         }
+
+    def test_a_case_with_another_mask_than_was_scored_is_not_drawn(self, tiny_run: Path) -> None:
+        record = read_run(tiny_run)
+        assert record.split is not None
+        contents = {i: content[:-1] + "x" for i, content in record.split.content.items()}
+        changed = replace(record, split=replace(record.split, content=contents))
+        assert len(predict_examples(record)[0]) > 1
+        cases, why = predict_examples(changed)
+        assert cases == []
+        assert "is not the one that was scored any more" in why
 
     def test_without_its_data_the_rest_is_written(self, tiny_run: Path, tmp_path: Path) -> None:
         moved = tmp_path / "run"
