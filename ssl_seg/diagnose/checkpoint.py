@@ -29,7 +29,7 @@ from ssl_seg.diagnose.networks import ProbedNets, measure_layers, measure_trivia
 from ssl_seg.diagnose.result import Diagnosis, Part
 from ssl_seg.diagnose.run_history import describe_others, read_history
 from ssl_seg.diagnose.tally import Output, Tally
-from ssl_seg.errors import ConfigError, counted
+from ssl_seg.errors import ConfigError, counted, name_examples
 from ssl_seg.inference.calibration import calibration_path, decide
 from ssl_seg.inference.model import Model, open_model
 from ssl_seg.inference.sliding import OVERLAP
@@ -38,7 +38,7 @@ from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.network_rules import leave_out_refuted
 from ssl_seg.monitor.verdicts import judge
 from ssl_seg.networks.precision import choose_device_if_given
-from ssl_seg.results.evaluation import describe_reading, note_names, open_cases
+from ssl_seg.results.evaluation import describe_reading, find_new_masks, note_names, open_cases
 from ssl_seg.run.seal import find_sealed
 
 PARTS: tuple[Part, ...] = ("val", "train", "new", "test")
@@ -93,8 +93,9 @@ class _Material:
 
     @property
     def is_of_run(self) -> bool:
-        """Whether the validation cases of the training are scored."""
-        return set(self.scored) == set(self.split.val) and not self.is_elsewhere
+        """Whether the validation cases of the training are scored, with the masks that it knew."""
+        is_same = set(self.scored) == set(self.split.val) and not self.is_elsewhere
+        return is_same and not find_new_masks(self.split, self.store.catalog, self.scored)
 
 
 def diagnose_checkpoint(
@@ -218,6 +219,11 @@ def _prepare(request: CheckpointRequest, track: Callable[[str], Track]) -> tuple
     order = {case_id: place for place, case_id in enumerate((*split.val, *split.labeled_ids(labels)))}
     ids = sorted(with_mask, key=lambda i: (order.get(i, len(order)), i))
     scored, labeled = (tuple(i for i in ids if parts[i] == part) for part in ("val", "train"))
+    if changed := sorted(find_new_masks(split, catalog, (*scored, *labeled))):
+        notes.append(
+            f"{counted(len(changed), 'case')} of the training or its validation have another mask now "
+            f"({name_examples(changed)}): figures are of the masks as they are"
+        )
     which = request.which or model.better
     return _Material(model, which, open_store(catalog, data), split, parts, scored, labeled, is_elsewhere), tuple(notes)
 

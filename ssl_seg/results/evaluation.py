@@ -3,7 +3,7 @@ the same cases, of their ensemble, and of a cross-validation out of fold."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ import numpy as np
 from ssl_seg.config import DataConfig, TargetsConfig
 from ssl_seg.config.layers import validate
 from ssl_seg.data.catalog import Catalog, Track, pass_through
+from ssl_seg.data.content import image_of
 from ssl_seg.data.facts import state_spacing
 from ssl_seg.data.home import find_home
 from ssl_seg.data.open import absolute_root, open_data, open_store
@@ -413,6 +414,12 @@ def choose_cases(
     if not ids:
         raise SplitError(f"the split has no {part} cases; score other data with --all --data FOLDER")
     strangers = [i for i in ids if i not in facts or facts[i].content != split.content.get(i)]
+    if strangers and find_new_masks(split, catalog, ids) == set(strangers):
+        raise SplitError(
+            f"{catalog.root}: {len(strangers)} of the {len(ids)} {part} cases have another mask than when the split "
+            f"was made, for example '{strangers[0]}'. Put the old masks back, or score the new ones with --all, which "
+            "takes every labeled case that was not used in training, those of the test list too."
+        )
     if strangers:
         raise SplitError(
             f"{catalog.root} does not hold the {part} cases of the split: {len(strangers)} of {len(ids)} are "
@@ -433,6 +440,12 @@ def choose_cases(
                 f"cases, for example '{copies[0]}': the score is too good"
             )
     return ids
+
+
+def find_new_masks(split: Split, catalog: Catalog, ids: Iterable[str]) -> set[str]:
+    """Return which of the ids have the image that a split knows, with another mask."""
+    pairs = {i: (split.content.get(i, ""), catalog.facts[i]) for i in ids if i in catalog.facts}
+    return {i for i, (known, own) in pairs.items() if known != own.content and image_of(known) == own.image}
 
 
 def note_names(models: Sequence[Model], catalog: Catalog, note: Callable[[str], None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from ssl_seg.data.catalog import open_catalog, pass_through
 from ssl_seg.data.open import open_store
 from ssl_seg.data.synthetic import write_dataset
+from ssl_seg.data.volumes import read_mask, write_mask
 from ssl_seg.diagnose import checkpoint as module
 from ssl_seg.diagnose import inputs
 from ssl_seg.diagnose.checkpoint import CheckpointRequest, assign_parts, diagnose_checkpoint, order_images
@@ -146,6 +148,20 @@ def test_a_copy_of_a_test_image_stays_sealed(best: Path, particles_dir: Path, tm
     assert diagnosis.statistics["scores"]["images"] == 4
     assert any("4 labeled cases stand for them" in note for note in diagnosis.notes)
     assert "batches" not in diagnosis.statistics  # the training cases are elsewhere
+
+
+def test_masks_that_have_changed_since_the_training_are_told(best: Path, particles_dir: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(particles_dir, tmp_path / "copy", ignore=shutil.ignore_patterns(".ssl_seg")))
+    case_id = load_checkpoint(best).split["val"][0]
+    path = next((folder / "masks").glob(f"{case_id}.*"))
+    for changed in (False, True):
+        material, notes = module._prepare(CheckpointRequest(best, data=str(folder)), lambda _: pass_through)
+        assert (
+            any(f"1 case of the training or its validation have another mask now ({case_id})" in note for note in notes)
+            == changed
+        )
+        assert material.is_of_run != changed, "the monitor of the run saw other masks"
+        write_mask(path, np.roll(read_mask(str(path)), 5, axis=0))
 
 
 def test_other_images_under_the_same_names_are_told(best: Path, tmp_path: Path) -> None:

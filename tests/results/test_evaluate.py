@@ -278,6 +278,20 @@ class TestSplits:
         with pytest.raises(SplitError, match=f"{count} of {count} are missing or have another content"):
             evaluate(EvaluateRequest(checkpoint, data=str(folder)))
 
+    def test_new_masks_are_called_so(
+        self, checkpoint: Path, particles_dir: Path, tiny_run: Path, tmp_path: Path
+    ) -> None:
+        val = load_split(tiny_run / "split.yaml").val
+        folder = Path(shutil.copytree(particles_dir, tmp_path / "copy", ignore=shutil.ignore_patterns(".ssl_seg")))
+        path = folder / "masks" / f"{val[0]}.png"
+        write_mask(path, np.roll(read_mask(str(path)), 5, axis=0))
+        with pytest.raises(SplitError, match=f"1 of the {len(val)} val cases have another mask.*'{val[0]}'.*--all"):
+            evaluate(EvaluateRequest(checkpoint, data=str(folder)))
+        (folder / "images" / f"{val[1]}.png").unlink()
+        (folder / "masks" / f"{val[1]}.png").unlink()
+        with pytest.raises(SplitError, match=f"2 of {len(val)} are missing or have another content"):
+            evaluate(EvaluateRequest(checkpoint, data=str(folder)))
+
     def test_the_opening_says_what_was_opened(self, tiny_run: Path, tmp_path: Path) -> None:
         run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
         sealed = load_split(run / "split.yaml")
