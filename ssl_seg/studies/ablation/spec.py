@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ssl_seg.config import DataConfig, Section
-from ssl_seg.config.data import LabelAmount
+from ssl_seg.config.data import LabelAmount, format_label_amount
 from ssl_seg.config.layers import (
     ABLATIONS,
     Layer,
@@ -101,9 +101,8 @@ class AblationSpec(Section):
     @classmethod
     def _labels_can_be_ordered(cls, labels: tuple[float, ...]) -> tuple[float, ...]:
         if min(labels) < 1 < max(labels):
-            raise ValueError(
-                f"{list(labels)} mixes fractions and numbers of cases: give one kind (1.0, all, fits both)"
-            )
+            given = ", ".join(map(format_label_amount, labels))
+            raise ValueError(f"{given} mixes fractions and numbers of cases: give one kind (1.0, all, fits both)")
         return labels
 
     @field_validator("recipes")
