@@ -221,7 +221,7 @@ def _prepare(request: CheckpointRequest, track: Callable[[str], Track]) -> tuple
     scored, labeled = (tuple(i for i in ids if parts[i] == part) for part in ("val", "train"))
     if changed := sorted(find_new_masks(split, catalog, (*scored, *labeled))):
         notes.append(
-            f"{counted(len(changed), 'case')} of the training or its validation have another mask now "
+            f"{counted(len(changed), 'case', 'of the training or its validation have')} another mask now "
             f"({name_examples(changed)}): figures are of the masks as they are"
         )
     which = request.which or model.better

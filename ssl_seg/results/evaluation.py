@@ -416,9 +416,9 @@ def choose_cases(
     strangers = [i for i in ids if i not in facts or facts[i].content != split.content.get(i)]
     if strangers and find_new_masks(split, catalog, ids) == set(strangers):
         raise SplitError(
-            f"{catalog.root}: {len(strangers)} of the {len(ids)} {part} cases have another mask than when the split "
-            f"was made, for example '{strangers[0]}'. Put the old masks back, or score the new ones with --all, which "
-            "takes every labeled case that was not used in training, those of the test list too."
+            f"{catalog.root}: the masks of {len(strangers)} of the {len(ids)} {part} cases are others than when the "
+            f"split was made, for example '{strangers[0]}'. Put the old masks back, or score the new ones with --all, "
+            "which takes every labeled case that was not used in training, those of the test list too."
         )
     if strangers:
         raise SplitError(

@@ -157,7 +157,7 @@ def test_masks_that_have_changed_since_the_training_are_told(best: Path, particl
     for changed in (False, True):
         material, notes = module._prepare(CheckpointRequest(best, data=str(folder)), lambda _: pass_through)
         assert (
-            any(f"1 case of the training or its validation have another mask now ({case_id})" in note for note in notes)
+            any(f"1 case of the training or its validation has another mask now ({case_id})" in note for note in notes)
             == changed
         )
         assert material.is_of_run != changed, "the monitor of the run saw other masks"

@@ -285,7 +285,7 @@ class TestSplits:
         folder = Path(shutil.copytree(particles_dir, tmp_path / "copy", ignore=shutil.ignore_patterns(".ssl_seg")))
         path = folder / "masks" / f"{val[0]}.png"
         write_mask(path, np.roll(read_mask(str(path)), 5, axis=0))
-        with pytest.raises(SplitError, match=f"1 of the {len(val)} val cases have another mask.*'{val[0]}'.*--all"):
+        with pytest.raises(SplitError, match=f"masks of 1 of the {len(val)} val cases are others.*'{val[0]}'.*--all"):
             evaluate(EvaluateRequest(checkpoint, data=str(folder)))
         (folder / "images" / f"{val[1]}.png").unlink()
         (folder / "masks" / f"{val[1]}.png").unlink()
