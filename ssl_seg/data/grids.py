@@ -30,7 +30,8 @@ def compare_grids(
 ) -> str | None:
     """Return a doubt that two files of one size lie on each other; None without doubt, or with nothing to compare.
 
-    Only NIfTI says for sure where voxels lie. Other formats state sizes of voxels and origins, often carelessly.
+    Only NIfTI, NRRD and MetaImage say for sure where voxels lie. Other formats state sizes and origins, often
+    carelessly.
 
     Args:
         name: the one file, such as a mask.

@@ -7,7 +7,8 @@ without a key, that is ``image`` (of a mask: ``label``, then ``mask``), or the o
 in a slash is a folder of 2D slices in the order of their numbers; ``PATH::depth=65`` is one 2D mask for 65. Axes:
 
 - TIFF and OME-Zarr name theirs; axes of length one are dropped, and points in time refused.
-- NIfTI becomes (C, Z, Y, X), with Z, Y and X pointing to superior, anterior and right by its affine.
+- NIfTI, NRRD and MetaImage become (C, Z, Y, X), with Z, Y and X pointing to superior, anterior and right where they
+  have an affine.
 - Arrays of NPY, NPZ, HDF5 and plain Zarr are (Y, X), (Z, Y, X) or (C, Z, Y, X), unless a short axis elsewhere is
   likelier the channels (``lay_out_array``); unnamed pages of a TIFF are slices.
 - ``Reading.axes`` names the axes of all of these but NIfTI, whatever the file says.
@@ -63,6 +64,7 @@ __all__ = [
     "Geometry",
     "Stored",
     "advise_conversion",
+    "has_grid",
     "is_image",
     "is_lossy",
     "lay_out_as_file",
@@ -83,7 +85,7 @@ IMAGE_SUFFIXES = tuple(FORMATS)
 
 _IN_PLACE = "to .nii.gz, which keeps where voxels lie:"
 _CONVERSIONS = {
-    (".nrrd", ".nhdr", ".mha", ".mhd"): f"{_IN_PLACE} SimpleITK.WriteImage(SimpleITK.ReadImage(old), new)",
+    (".nhdr", ".mhd"): f"{_IN_PLACE} SimpleITK.WriteImage(SimpleITK.ReadImage(old), new)",
     (".mgz", ".mgh", ".hdr", ".img"): f"{_IN_PLACE} nibabel.save(nibabel.load(old), new)",
     (".webp", ".gif", ".avif", ".jp2", ".pbm", ".pgm", ".ppm", ".tga"): "to .png: PIL.Image.open(old).save(new)",
     (".czi", ".lif", ".lsm", ".nd2", ".oib", ".ims", ".svs", ".ndpi", ".scn", ".mrxs", ".vsi"): (
@@ -151,6 +153,12 @@ def is_lossy(location: str) -> bool:
     """Return whether a location is a file that does not keep values, by its suffix."""
     suffix = split_suffix(location)[1]
     return suffix != "" and FORMATS[suffix].is_lossy
+
+
+def has_grid(location: str) -> bool:
+    """Return whether a location is a file that says where its voxels lie in the world, by its suffix."""
+    suffix = split_suffix(location)[1]
+    return suffix != "" and FORMATS[suffix].has_grid
 
 
 def takes_axes(location: str) -> bool:

@@ -21,6 +21,7 @@ from ssl_seg.data.reading import Reading
 from ssl_seg.data.volumes import (
     IMAGE_SUFFIXES,
     advise_conversion,
+    has_grid,
     is_image,
     open_image,
     split_location,
@@ -222,7 +223,7 @@ def plan_jobs(
         suffixes: what is put behind the name for each file of probabilities.
         objects: whether objects are written.
         numbered: whether their label image is the mask.
-        suffix: that of the masks in a folder; by default PNG, TIFF for volumes, and NIfTI where the image is.
+        suffix: that of the masks in a folder; by default PNG, TIFF for volumes, and NIfTI for NIfTI, NRRD, MetaImage.
         axes: ``data.axes`` of the training, by which an array of few slices is a volume.
 
     Raises:
@@ -349,8 +350,10 @@ def _mask_name(name: str, image: str, ndim: int, suffix: str | None) -> str:
     """Return the file name of an image's mask: NIfTI, which keeps the geometry, where the image is."""
     if suffix is not None:
         return name + suffix
-    ending = split_suffix(image)[1]
-    return name + (ending if ending in NIFTI_SUFFIXES else ".png" if ndim == 2 else ".tif")
+    if has_grid(image):
+        ending = split_suffix(image)[1]
+        return name + (ending if ending in NIFTI_SUFFIXES else ".nii.gz")
+    return name + (".png" if ndim == 2 else ".tif")
 
 
 def _paths_beside(mask: Path, suffixes: Sequence[str]) -> tuple[Path, ...]:

@@ -5,9 +5,12 @@ Undetected flips in pixels are allowed: most formats carry no checksum.
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import re
 import resource
 import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -61,6 +64,20 @@ def save_ome(path: Path, array: np.ndarray, version: int) -> None:
     group.attrs.update({"multiscales": scales} if version == 2 else {"ome": {"version": "0.5", "multiscales": scales}})
 
 
+def save_nrrd(path: Path, array: np.ndarray, encoding: str) -> None:
+    sizes = " ".join(map(str, array.shape[::-1]))
+    header = f"NRRD0005\ntype: {array.dtype}\ndimension: {array.ndim}\nsizes: {sizes}\nencoding: {encoding}\n"
+    pack = {"raw": bytes, "gzip": gzip.compress, "bzip2": bz2.compress}[encoding]
+    path.write_bytes(f"{header}endian: little\n\n".encode() + pack(array.tobytes()))
+
+
+def save_metaimage(path: Path, array: np.ndarray, *, compressed: bool) -> None:
+    sizes, kind = " ".join(map(str, array.shape[::-1])), {"int16": "MET_SHORT", "uint8": "MET_UCHAR"}[array.dtype.name]
+    header = f"ObjectType = Image\nNDims = {array.ndim}\nCompressedData = {compressed}\nDimSize = {sizes}\n"
+    data = zlib.compress(array.tobytes()) if compressed else array.tobytes()
+    path.write_bytes(f"{header}ElementType = {kind}\nElementDataFile = LOCAL\n".encode() + data)
+
+
 WHOLE: dict[str, Callable[[Path], object]] = {
     "gray.png": lambda path: cv2.imwrite(str(path), PLANE),
     "color.png": lambda path: cv2.imwrite(str(path), COLOR),
@@ -83,6 +100,11 @@ WHOLE: dict[str, Callable[[Path], object]] = {
     "second.nii": lambda path: save_nifti(path, STACK, "Nifti2Image"),
     "plane.nii.gz": lambda path: save_nifti(path, PLANE),
     "stack.nii.gz": lambda path: save_nifti(path, STACK),
+    "plain.nrrd": lambda path: save_nrrd(path, STACK, "raw"),
+    "gzip.nrrd": lambda path: save_nrrd(path, STACK, "gzip"),
+    "bzip2.nrrd": lambda path: save_nrrd(path, PLANE, "bzip2"),
+    "plain.mha": lambda path: save_metaimage(path, PLANE, compressed=False),
+    "zlib.mha": lambda path: save_metaimage(path, STACK, compressed=True),
     "plane.h5": lambda path: save_hdf5(path, PLANE),
     "chunked.h5": lambda path: save_hdf5(path, STACK, chunks=(4, 8, 9), compression="gzip"),
     "checksums.hdf5": lambda path: save_hdf5(path, STACK, "latest", chunks=(4, 8, 9), fletcher32=True),

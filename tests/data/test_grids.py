@@ -220,16 +220,16 @@ def test_channels_follow_their_affines(tmp_path: Path) -> None:
 
 def test_volumes_that_are_not_read_are_named_with_what_to_do(tmp_path: Path) -> None:
     save_cases(tmp_path / "data")
-    for name in ("a.nrrd", "b.mha"):
+    for name in ("a.nhdr", "b.mhd"):
         (tmp_path / "data" / "masks" / name).write_bytes(b"NRRD0004")
-    assert any("Convert .mha and .nrrd to .nii.gz" in note for note in open_catalog(str(tmp_path / "data")).notes)
+    assert any("Convert .mhd and .nhdr to .nii.gz" in note for note in open_catalog(str(tmp_path / "data")).notes)
     advice = advise_conversion(["a.WEBP", "b.mgz", "c.img.gz", "d.czi", "e.dcm", "f.txt"])
     kinds = [part.partition(" to ")[0] for part in advice.split(" Convert ")[1:]]
     assert kinds == [".img and .mgz", ".webp", ".czi", ".dcm"]
-    with pytest.raises(DataError, match=r"Convert \.nrrd to \.nii\.gz.*SimpleITK"):
-        open_image(str(tmp_path / "data" / "masks" / "a.nrrd"))
-    with pytest.raises(DataError, match=r"Convert \.mha to"):
-        check_places(tmp_path / "data" / "masks" / "b.mha", tmp_path / "out")
+    with pytest.raises(DataError, match=r"Convert \.nhdr to \.nii\.gz.*SimpleITK"):
+        open_image(str(tmp_path / "data" / "masks" / "a.nhdr"))
+    with pytest.raises(DataError, match=r"Convert \.mhd to"):
+        check_places(tmp_path / "data" / "masks" / "b.mhd", tmp_path / "out")
     (tmp_path / "scans").mkdir()
     (tmp_path / "scans" / "brain.mgz").write_bytes(b"x")
     with pytest.raises(DataError, match=r"Convert \.mgz to \.nii\.gz.*nibabel"):

@@ -103,7 +103,7 @@ TWO = {"0": "a", "1": "b"}
         (["a_0000"], {"labels": [0, 1]}, "labels must map names to values"),
         (["a_0000"], {"channel_names": None}, "channel_names must map channel numbers"),
         (["a_0000"], {"channel_names": ["CT"]}, "channel_names must map channel numbers"),
-        (["a_0000"], {"file_ending": ".mha"}, r"file_ending '\.mha' cannot be read. Known are"),
+        (["a_0000"], {"file_ending": ".mhd"}, r"file_ending '\.mhd' cannot be read. Known are"),
         (["a_0000"], {"dataset": {"a": {}}}, "file lists under 'dataset' are not read"),
     ],
 )

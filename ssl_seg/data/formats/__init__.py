@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ssl_seg.data.formats.hdf5 import list_hdf5, open_hdf5
 from ssl_seg.data.formats.nifti import open_nifti
+from ssl_seg.data.formats.nrrd import open_metaimage, open_nrrd
 from ssl_seg.data.formats.numpy_files import list_npz, open_npy, open_npz
 from ssl_seg.data.formats.raster import open_raster
 from ssl_seg.data.formats.stored import Stored
@@ -23,6 +24,7 @@ class Format:
     ``magic`` lists the possible leading bytes; it is empty for folders. The functions get the path, the name of the
     array in files that hold several, and how to read it; they may raise any error of a decoder. None: there is nothing
     to list or to read. ``takes_axes``: ``data.axes`` holds for them. ``is_lossy``: they do not keep values.
+    ``has_grid``: they say where voxels lie in the world, so that results are written as NIfTI.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Format:
     list_arrays: Callable[[Path], Mapping[str, None]] | None = None
     takes_axes: bool = False
     is_lossy: bool = False
+    has_grid: bool = False
 
     @property
     def is_folder(self) -> bool:
@@ -50,7 +53,14 @@ _TIFF = Format(
 _NPY = Format("NPY", (b"\x93NUMPY",), lambda path, _key, reading: open_npy(path, reading), takes_axes=True)
 _NPZ = Format("NPZ", (b"PK\x03\x04",), open_npz, list_npz, takes_axes=True)
 _NIFTI_SIZES = (b"\x5c\1\0\0", b"\0\0\1\x5c", b"\x1c\2\0\0", b"\0\0\2\x1c")  # 348 and 540, in both byte orders
-_NIFTI = Format("NIfTI", _NIFTI_SIZES, lambda path, _key, reading: open_nifti(path, reading))
+_NIFTI = Format("NIfTI", _NIFTI_SIZES, lambda path, _key, reading: open_nifti(path, reading), has_grid=True)
+_NRRD = Format("NRRD", (b"NRRD000",), lambda path, _key, _reading: open_nrrd(path), has_grid=True)
+_METAIMAGE = Format(
+    "MetaImage",
+    (b"ObjectType", b"NDims", b"Comment"),
+    lambda path, _key, _reading: open_metaimage(path),
+    has_grid=True,
+)
 _HDF5 = Format("HDF5", (b"\x89HDF\r\n\x1a\n",), open_hdf5, list_hdf5, takes_axes=True)
 _ZARR = Format("Zarr", (), open_zarr, list_zarr, takes_axes=True)
 
@@ -65,6 +75,8 @@ FORMATS: dict[str, Format] = {
     ".npz": _NPZ,
     ".nii": _NIFTI,
     ".nii.gz": replace(_NIFTI, name="gzip-compressed NIfTI", magic=(b"\x1f\x8b",)),
+    ".nrrd": _NRRD,
+    ".mha": _METAIMAGE,
     ".h5": _HDF5,
     ".hdf5": _HDF5,
     ".zarr": _ZARR,

@@ -11,14 +11,14 @@ from __future__ import annotations
 import struct
 from typing import BinaryIO
 
-_DEFLATE_RATIO = 1100
+DEFLATE_RATIO = 1100
 """Deflate expands at most 1032 times; a JPG of one gray value reaches 512 pixels a byte."""
 
 _ALWAYS_ALLOWED = 64 * 2**20
 """Bytes that are decoded whatever the file's size: small enough not to hurt."""
 
 
-def check_claim(claimed: int, stored: int, ratio: int = _DEFLATE_RATIO) -> None:
+def check_claim(claimed: int, stored: int, ratio: int = DEFLATE_RATIO) -> None:
     """Refuse a header that claims more decoded bytes than ``stored`` bytes can expand to.
 
     Raises:
@@ -74,7 +74,7 @@ def _unpack(form: str, data: bytes) -> int:
     return int(struct.unpack(form, data)[0])
 
 
-_TIFF_RATIO = {1: 8, 5: 4096, 8: _DEFLATE_RATIO, 32773: 128, 32946: _DEFLATE_RATIO}
+_TIFF_RATIO = {1: 8, 5: 4096, 8: DEFLATE_RATIO, 32773: 128, 32946: DEFLATE_RATIO}
 """TIFF compression code -> largest expansion: none (8 for one bit a pixel), LZW, deflate, PackBits, deflate."""
 
 ANY_RATIO = 40_000

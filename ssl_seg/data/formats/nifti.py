@@ -12,7 +12,7 @@ import logging
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -280,6 +280,25 @@ def parse_header(block: bytes) -> Header:
     geometry = make_geometry(spacing, as_read, block, next(iter(unit), None))
     scaled = None if scale[0] is None or tuple(scale) == (1.0, 0.0) else (float(scale[0]), float(scale[1]))
     return Header(fields, shape, affine, orientation, replace(layout, flips=flips), scaled, geometry)
+
+
+def make_header(
+    shape: Sequence[int], dtype: np.dtype[Any], affine: NDArray[np.float64] | None, spacing: Sequence[float]
+) -> Header:
+    """Return the header of a file with voxels (X, Y, Z[, C]), as ``parse_header`` does of one that is there."""
+    import_once("nibabel")
+    from nibabel.nifti1 import Nifti1Header
+    from nibabel.nifti2 import Nifti2Header
+
+    fields = (Nifti1Header if max(shape) < 2**15 else Nifti2Header)()
+    fields.set_data_dtype(dtype.newbyteorder("="))
+    fields.set_data_shape(shape)
+    fields.set_zooms([*(abs(step) for step in spacing), 1.0, 1.0][: len(shape)])
+    fields.set_data_offset(len(fields.binaryblock) + 4)
+    fields.set_xyzt_units("mm")
+    if affine is not None:
+        fields.set_sform(affine, code=1)
+    return parse_header(bytes(fields.binaryblock))
 
 
 def _find_affine(fields: Any, zooms: NDArray[np.floating[Any]]) -> NDArray[np.float64] | None:

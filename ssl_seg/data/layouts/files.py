@@ -14,7 +14,7 @@ from unicodedata import normalize
 from ssl_seg.data.findings import Finding
 from ssl_seg.data.formats.slices import sort_slices
 from ssl_seg.data.layouts.names import match_names
-from ssl_seg.data.volumes import advise_conversion, is_image, split_suffix
+from ssl_seg.data.volumes import advise_conversion, has_grid, is_image, split_suffix
 from ssl_seg.errors import DataError, counted, name_examples
 
 LAYERS = ("layers", "surface_volume", "slices", "stack")
@@ -192,11 +192,11 @@ def add_image(images: dict[str, Path], case_id: str, path: Path) -> None:
 
 
 def find_stacks(images: Mapping[str, Path]) -> dict[str, list[Path]]:
-    """Return the slices, in their order, of each folder with numbered images, by its id; see ``sort_slices``. NIfTI
-    files are none: t1 and t2 are two channels."""
+    """Return the slices, in their order, of each folder with numbered images, by its id; see ``sort_slices``. Files
+    of NIfTI and the like are none: t1 and t2 are two channels."""
     folders: dict[Path, dict[str, Path]] = {}
     for path in images.values():
-        if not split_suffix(path.name)[1].startswith(".nii"):
+        if not has_grid(path.name):
             folders.setdefault(path.parent, {})[split_suffix(path.name)[0]] = path
     names = {path.parent: case_id.rpartition("/")[0] for case_id, path in images.items()}
     stacks: dict[str, list[Path]] = {}
