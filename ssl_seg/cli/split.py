@@ -103,12 +103,16 @@ def split_check(
     from ssl_seg.data.findings import findings_to_dict
     from ssl_seg.data.splits.checks import check_split
     from ssl_seg.data.splits.files import load_split
+    from ssl_seg.data.splits.split import add_new_masks
     from ssl_seg.data.splits.statistics import measure_split, summarize_split
 
     loaded = load_split(split)
     check_new_file(figure)
     check_new_page(report, "--report")
     catalog = None if data is None else _open_catalog(data, layout, groups, unlabeled, set_)
+    before = loaded.notes
+    if catalog is not None:
+        loaded = add_new_masks(loaded, catalog)
     measures = () if catalog is None else measure_split(loaded, catalog)
     findings = check_split(loaded, catalog, measures, near_copies=near_copies)
     summary = summarize_split(loaded, findings, measures)
@@ -117,6 +121,9 @@ def split_check(
     else:
         if measures:
             print_rows(f"{split}: foreground, beside random draws of each size", make_set_rows(measures))
+        for text in loaded.notes:
+            if text not in before:
+                show(f"note: {text}")
         print_findings(findings)
         faults = summary["faults"]
         show(f"{split}: {counted(faults, 'fault') if faults else 'ok'}, fingerprint {loaded.fingerprint}")

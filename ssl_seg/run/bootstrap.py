@@ -133,6 +133,21 @@ def describe_other_input(parent: Checkpoint, data: DataConfig) -> list[str]:
     ]
 
 
+def describe_fewer_labels(parent: Checkpoint, labeled: Collection[str], labels: float) -> list[str]:
+    """Return a warning where the new run has fewer labeled images than the parent learned with.
+
+    Args:
+        parent: the checkpoint.
+        labeled: ids of the new run.
+        labels: the amount that was asked for.
+    """
+    before = len(split_from_dict(parent.split).labeled_ids(parent.config["split"]["labels"]))
+    if len(labeled) >= before:
+        return []
+    what = f"split.labels = {labels:g} gives this run {counted(len(labeled), 'labeled image')}"
+    return [f"{what}, fewer than the {before} of the parent; 1.0 are all"]
+
+
 def describe_parent(parent: Checkpoint, options: BootstrapConfig = DEFAULTS) -> dict[str, Any]:
     """Return what events.jsonl keeps about the parent."""
     net, doubt = choose_net(parent, options), describe_doubt(parent, options)

@@ -125,7 +125,7 @@ def _check_split_quality(resolved: Resolved, note: Callable[[str], None]) -> tup
     listed = "\n".join(f"- {describe_finding(fault)}" for fault in faults)
     if faults and not options.allow_faults:
         raise SplitError(
-            f"the split cannot be trusted:\n{listed}\nMake another one with `ssl-seg split make`, or give "
+            f"the split cannot be trusted:\n{listed}\nMake another one with `ssl-seg split make` for --split, or give "
             "--allow-split to train anyway; the run records it."
         )
     if any(fault.code == "missing_case" for fault in faults):

@@ -36,6 +36,7 @@ from ssl_seg.run.bootstrap import (
     check_finite,
     check_parent,
     describe_doubt,
+    describe_fewer_labels,
     describe_other_input,
     describe_parent,
 )
@@ -348,7 +349,8 @@ def _pass_gate(resolved: Resolved, note: Note) -> None:
     for reason in reasons:
         note(f"bootstrap: forced although {reason}")
     doubt = describe_doubt(parent, options)
-    for warning in (*([doubt] if doubt else []), *describe_other_input(parent, resolved.config.data)):
+    fewer = describe_fewer_labels(parent, resolved.labeled, resolved.config.split.labels)
+    for warning in (*([doubt] if doubt else []), *describe_other_input(parent, resolved.config.data), *fewer):
         note(f"bootstrap: WARNING {warning}")
 
 

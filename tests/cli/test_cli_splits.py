@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,19 @@ def test_the_table_and_the_figure(cli: Cli, particles_dir: Path, tmp_path: Path)
     again = cli("split", "check", tmp_path / "s.yaml", "--data", particles_dir, "--figure", figure)
     assert_refused(again, "s.png exists already")
     assert_refused(cli("split", "check", tmp_path / "s.yaml", "--figure", tmp_path / "t.png"), "--data")
+
+
+def test_images_that_were_labeled_since_are_no_fault(cli: Cli, particles_dir: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(particles_dir, tmp_path / "data")
+    cli("split", "make", "--data", data, "--out", tmp_path / "s.yaml")
+    split = load_split(tmp_path / "s.yaml")
+    shutil.copy(data / "masks" / f"{split.val[0]}.png", data / "masks" / f"{split.unlabeled[0]}.png")
+    code, out, _ = cli("split", "check", tmp_path / "s.yaml", "--data", data)
+    assert (code, "changed_content" in out) == (0, False)
+    assert (
+        f"1 image without a mask when the split was made: now the last labeled training cases ({split.unlabeled[0]})"
+        in out
+    )
 
 
 @pytest.mark.parametrize("with_data", [True, False])

@@ -157,7 +157,20 @@ def test_files_that_changed(good: Split, catalog: Catalog, part: str) -> None:
     facts = dict(catalog.facts) | {changed: replace(catalog.facts[changed], content="f" * 16)}
     finding = only(check_split(good, replace(catalog, facts=facts)), "changed_content")
     assert (finding.level, finding.cases) == ("fault", (changed,))
+    assert "different image" in finding.message
     assert check_split(good) == []
+
+
+def test_masks_that_were_corrected(good: Split, catalog: Catalog) -> None:
+    """The image is the same, so the message speaks of its mask."""
+    changed = good.val[0]
+    corrected = replace(catalog.facts[changed], content=good.content[changed][:12] + "abcd")
+    finding = only(
+        check_split(good, replace(catalog, facts=dict(catalog.facts) | {changed: corrected})), "changed_content"
+    )
+    assert (finding.level, finding.cases) == ("fault", (changed,))
+    assert "different mask" in finding.message
+    assert "--allow-split" in finding.message
 
 
 # --- images that are nearly the same --------------------------------------------------------------------------------

@@ -19,7 +19,15 @@ from ssl_seg.data.catalog import Catalog, open_catalog
 from ssl_seg.data.facts import Appearance, CaseFacts
 from ssl_seg.data.layouts.listing import Case
 from ssl_seg.data.splits.files import load_split, save_folds, save_split, split_from_dict, split_to_dict
-from ssl_seg.data.splits.split import Split, count_labeled, find_classes, make_folds, make_split, reorder_labeled
+from ssl_seg.data.splits.split import (
+    Split,
+    add_new_masks,
+    count_labeled,
+    find_classes,
+    make_folds,
+    make_split,
+    reorder_labeled,
+)
 from ssl_seg.errors import SplitError
 from ssl_seg.labels import Meaning
 
@@ -618,6 +626,45 @@ def test_what_was_merged_is_said_when_nothing_is_left_to_split() -> None:
     catalog = add_images(make_catalog([0.1, 0.2, 0.3]), {"c001": "c000", "c002": "c000"})
     with pytest.raises(SplitError, match=r"1 group \(3 cases look like copies"):
         make_split(catalog, [])
+
+
+# --- masks that are made later --------------------------------------------------------------------------------------
+
+
+def give_masks(catalog: Catalog, ids: list[str]) -> Catalog:
+    """The catalog with masks of these cases too; their images stay."""
+    cases = tuple(replace(c, mask=f"{c.id}.png") if c.id in ids else c for c in catalog.cases)
+    new = {i: replace(catalog.facts[i], values=(0, 1), foreground=0.3) for i in ids}
+    new = {i: replace(facts, content=facts.content[:12] + "abcd") for i, facts in new.items()}
+    return replace(catalog, cases=cases, facts=dict(catalog.facts) | new)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_new_masks_join_the_training_cases_and_nothing_else_moves(count: int) -> None:
+    catalog = make_catalog([*spread(20), *[None] * 5])
+    split = make_split(catalog, [0.25])
+    assert add_new_masks(split, catalog) is split
+    new = list(split.unlabeled[:count])
+    more = give_masks(catalog, new)
+    grown = add_new_masks(split, more)
+    assert (grown.val, grown.test, grown.groups) == (split.val, split.test, split.groups)
+    assert list(grown.fractions[1.0]) == [*split.fractions[1.0], *new]
+    assert {*grown.unlabeled} == {*split.unlabeled} - {*new}
+    assert grown.content == split.content | {i: more.facts[i].content for i in new}
+    for labels in (0.25, 0.5, 1.0):
+        assert len(grown.labeled_ids(labels)) == count_labeled(labels, len(split.fractions[1.0]) + count)
+        assert grown.labeled_ids(labels)[: len(split.labeled_ids(labels))] == split.labeled_ids(labels)
+    assert split_from_dict(split_to_dict(grown)) == grown
+    assert add_new_masks(grown, more) is grown
+
+
+def test_a_mask_of_another_image_joins_nothing() -> None:
+    catalog = make_catalog([*spread(20), None])
+    split = make_split(catalog, [])
+    (other,) = split.unlabeled
+    more = give_masks(catalog, [other])
+    replaced = replace(more.facts[other], content="e" * 16)
+    assert add_new_masks(split, replace(more, facts=dict(more.facts) | {other: replaced})) is split
 
 
 # --- real data ------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from ssl_seg.data.instances import make_target
 from ssl_seg.data.store import WholeCase
 from ssl_seg.inference.scoring import Score, pack_cases, parse_cases, score_case
 from ssl_seg.labels import IGNORE_INDEX, Task
+from ssl_seg.report.score_cells import make_object_rows
 
 TOUCHING = np.repeat([[0, 1, 1, 1, 1, 2, 2, 2, 2, 0, 0, 3, 3, 3, 3]], 6, axis=0).astype(np.int32)
 TOUCHING[0] = TOUCHING[-1] = 0
@@ -72,6 +73,7 @@ def test_the_summary_has_them_and_json_keeps_them() -> None:
     back = parse_cases(json.loads(json.dumps(pack_cases(own))))
     assert back.summarize() == own.summarize()
     assert own.summarize()["objects"]["pq"] == 1.0
+    assert make_object_rows(own.summarize()["objects"])[-1]["score"] == "PQ (mean of 1 image)"
     case = own.summarize()["cases"][0]
     assert [case[f"objects_{name}"] for name in ("true", "pred", "matched", "ap", "pq")] == [3, 3, 3, 1.0, 1.0]
     missed = score(TOUCHING, np.where(TOUCHING == 3, make_target(TOUCHING), 0)).summarize()

@@ -8,10 +8,18 @@ from score_counts import make_scores
 
 from ssl_seg.config import BootstrapConfig, Config, DataConfig
 from ssl_seg.config.layers import Layer, build_config, flatten, merge_layers, to_plain
-from ssl_seg.data.splits.files import split_to_dict
+from ssl_seg.data.splits.files import split_from_dict, split_to_dict
 from ssl_seg.data.splits.split import Split
+from ssl_seg.errors import counted
 from ssl_seg.networks.checkpoint import Checkpoint, RunProgress
-from ssl_seg.run.bootstrap import check_parent, describe_doubt, describe_other_input, describe_parent, parent_layer
+from ssl_seg.run.bootstrap import (
+    check_parent,
+    describe_doubt,
+    describe_fewer_labels,
+    describe_other_input,
+    describe_parent,
+    parent_layer,
+)
 
 SETTINGS = {
     "seed": 4,
@@ -142,6 +150,18 @@ def test_images_that_the_parent_saw_otherwise_are_told() -> None:
     assert "data.window = None and this run has [0.0, 255.0]" in said
     (said,) = describe_other_input(parent, data.model_copy(update={"resample_to": (1.0, 2.0)}))
     assert "data.resample_to = None and this run has [1.0, 2.0]" in said
+
+
+def test_a_start_with_fewer_labels_than_the_parent_had_is_told() -> None:
+    parent = make_parent()
+    labeled = split_from_dict(parent.split).labeled_ids(parent.config["split"]["labels"])
+    assert describe_fewer_labels(parent, labeled, 0.5) == []
+    assert describe_fewer_labels(parent, (*labeled, "more"), 1.0) == []
+    (said,) = describe_fewer_labels(parent, labeled[1:], 0.25)
+    assert (
+        f"gives this run {counted(len(labeled) - 1, 'labeled image')}, fewer than the {len(labeled)} of the parent"
+        in said
+    )
 
 
 def test_the_record_names_the_net_that_is_built_on() -> None:

@@ -271,6 +271,26 @@ class TestBootstrap:
                 {"split": {"file": str(tmp_path / "third.yaml"), "labels": 1.0}},
             )
 
+    @pytest.mark.parametrize("start", ["--bootstrap", "--split"])
+    def test_images_that_were_labeled_since_are_used_and_validation_stays(
+        self, particles_dir: Path, tmp_path: Path, start: str
+    ) -> None:
+        data = shutil.copytree(particles_dir, tmp_path / "data")
+        run = train_tiny(tmp_path / "parent", data, {"length": {"steps": 1}}).run
+        split = load_split(run.path / "split.yaml")
+        new = split.unlabeled[:2]
+        for case_id in new:
+            shutil.copy(data / "masks" / f"{split.fractions[1.0][0]}.png", data / "masks" / f"{case_id}.png")
+        if start == "--bootstrap":
+            child = self.bootstrap(run.last, tmp_path / "child", {"split": {"labels": 1.0}}, force=True).run
+        else:
+            settings = {"split": {"file": str(run.path / "split.yaml"), "labels": 1.0}, "length": {"steps": 1}}
+            child = train_tiny(tmp_path / "child", data, settings).run
+        own = load_split(child.path / "split.yaml")
+        assert own.fractions[1.0] == (*split.fractions[1.0], *new)
+        assert (own.val, own.test, own.unlabeled) == (split.val, split.test, split.unlabeled[2:])
+        assert own.image_contents(new) <= set(load_checkpoint(child.last).seen_labels)
+
     def test_a_new_split_seed_makes_a_new_split_and_meets_the_gate(self, parent: Path, tmp_path: Path) -> None:
         with pytest.raises(RefusedError, match="labeled training cases of the parent"):
             self.bootstrap(parent, tmp_path / "child", {"split": {"seed": 7}})

@@ -168,5 +168,8 @@ def _check_files(split: Split, parts: Lists, catalog: Catalog) -> Iterator[Findi
     yield from report("missing_case", "fault", message, missing)
     known = {i: catalog.facts[i].content for i in ids if i in catalog.facts}
     changed = [i for i, content in known.items() if content != split.content.get(i, content)]
-    message = f"{counted(len(changed), 'case', 'have')} a different image or mask than when the split was made"
+    what = "image" if any(image_of(known[i]) != image_of(split.content[i]) for i in changed) else "mask"
+    count = counted(len(changed), "case", "have")
+    way = "where that is meant, `ssl-seg train --allow-split` uses them as they are now"
+    message = f"{count} a different {what} than when the split was made; {way}"
     yield from report("changed_content", "fault", message, changed)

@@ -278,6 +278,30 @@ def reorder_labeled(split: Split, catalog: Catalog, seed: int) -> Split:
     return replace(split, fractions=fractions, notes=(*(n for n in split.notes if "label seed" not in n), note))
 
 
+def add_new_masks(split: Split, catalog: Catalog) -> Split:
+    """Return the split with unlabeled training images that have a mask by now as its last labeled training cases.
+
+    Validation, test and the order of the other labeled cases stay, so a label fraction only grows.
+
+    Args:
+        catalog: the cases as they are now. Images that are not those of the split stay unlabeled.
+    """
+    labeled = {case.id for case in catalog.labeled}
+    had = [i for i in split.unlabeled if i in labeled]
+    new = [i for i in had if catalog.facts[i].image == image_of(split.content.get(i, ""))]
+    if not new:
+        return split
+    pool = (*split.fractions[1.0], *new)
+    note = f"{counted(len(new), 'image')} without a mask when the split was made: now the last labeled training cases"
+    return replace(
+        split,
+        fractions={f: pool[: count_labeled(f, len(pool))] for f in split.fractions},
+        unlabeled=tuple(i for i in split.unlabeled if i not in set(new)),
+        content=split.content | {i: catalog.facts[i].content for i in new},
+        notes=(*(n for n in split.notes if "when the split was made" not in n), f"{note} ({name_examples(new)})"),
+    )
+
+
 def _check_numbers(fractions: Sequence[float], seed: int, val_fraction: float, test_fraction: float) -> None:
     for labels in fractions:
         _check_amount(labels)
