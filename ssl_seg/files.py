@@ -110,6 +110,16 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
+def check_is_free(path: Path, option: str = "") -> None:
+    """Check that nothing is at ``path``, which an option may name.
+
+    Raises:
+        DataError: where there is something.
+    """
+    if path.exists():
+        raise DataError(f"{option} {path} exists already and is not overwritten: choose another name".lstrip())
+
+
 @contextmanager
 def name_unwritable(path: Path, kind: type[SslSegError] = DataError) -> Iterator[None]:
     """Turn an error of the operating system into one that says that ``path`` cannot be written."""

@@ -17,12 +17,11 @@ def check_new_file(path: Path | None, option: str = "--figure", kinds: Sequence[
         DataError: for a file that exists, an unknown suffix, or a folder that cannot be written.
     """
     from ssl_seg.errors import DataError
-    from ssl_seg.files import find_obstacle
+    from ssl_seg.files import check_is_free, find_obstacle
 
     if path is None:
         return
-    if path.exists():
-        raise DataError(f"{path} exists already and is not overwritten: choose another name")
+    check_is_free(path)
     if path.suffix.lower() not in kinds:
         raise DataError(f"{option} {path}: the suffix must be one of {', '.join(kinds)}")
     if obstacle := find_obstacle(path):

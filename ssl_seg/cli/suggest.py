@@ -60,13 +60,13 @@ def suggest(
 
     After labeling, put images and masks into the data folder and train again.
     """
-    from ssl_seg.errors import DataError
+    from ssl_seg.files import check_is_free
 
     check_data(data)
     check_new_file(csv, "--csv", (".csv",))
     check_new_file(figure)
-    if copy is not None and copy.exists():
-        raise DataError(f"--copy {copy} exists already and is not overwritten: choose another name")
+    if copy is not None:
+        check_is_free(copy, "--copy")
     network = take_checkpoint(checkpoint)
     announce(describe_loading([network]))
     from ssl_seg.results.suggestion import SuggestRequest, copy_images, open_pool

@@ -112,15 +112,7 @@ def scan_mask(mask: Stored, threshold: float | None = None, image: Stored | None
             table[:, 2:] = _look(index, values, counts, block.start, shape)
         tables.append(table)
         boxes.append(_find_boxes(index, len(values)) + np.array([block.start, *(0 for _ in shape[1:])], np.int32))
-    stacked, placed = np.concatenate(tables), np.concatenate(boxes)
-    placed, stacked = placed[stacked[:, 1] > 0], stacked[stacked[:, 1] > 0]
-    found, rows = np.unique(stacked[:, 0], return_inverse=True)
-    sums = np.zeros((len(found), stacked.shape[1]))
-    np.add.at(sums, rows, stacked)
-    box = np.empty((len(found), 2, len(shape)), np.int32)
-    box[:, 0], box[:, 1] = np.iinfo(np.int32).max, 0
-    np.minimum.at(box[:, 0], rows, placed[:, 0])
-    np.maximum.at(box[:, 1], rows, placed[:, 1])
+    found, sums, box = _join_blocks(np.concatenate(tables), np.concatenate(boxes))
     with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN of what nobody looked at
         part, solid = sums[:, 3] / sums[:, 2], sums[:, 5] / sums[:, 4]
         center = sums[:, 7:] / sums[:, 6:7] / np.array(shape)
@@ -141,6 +133,27 @@ def scan_mask(mask: Stored, threshold: float | None = None, image: Stored | None
         rounded,
     )
     return digest.hexdigest(), scan
+
+
+def _join_blocks(
+    tables: NDArray[np.float64], boxes: NDArray[np.int32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int32]]:
+    """Return the values that all blocks hold, the sums of their rows, and the box around their boxes.
+
+    Args:
+        tables: (R, 7 + ndim) a row for each value of each block: value, voxels, and what ``_look`` has summed.
+        boxes: (R, 2, ndim) where the value lies in the block.
+    """
+    there = tables[:, 1] > 0
+    tables, boxes = tables[there], boxes[there]
+    values, rows = np.unique(tables[:, 0], return_inverse=True)
+    sums = np.zeros((len(values), tables.shape[1]))
+    np.add.at(sums, rows, tables)
+    box = np.empty((len(values), *boxes.shape[1:]), np.int32)
+    box[:, 0], box[:, 1] = np.iinfo(np.int32).max, 0
+    np.minimum.at(box[:, 0], rows, boxes[:, 0])
+    np.maximum.at(box[:, 1], rows, boxes[:, 1])
+    return values, sums, box
 
 
 def _find_fractions(mask: Stored) -> tuple[tuple[float, float] | None, bool]:

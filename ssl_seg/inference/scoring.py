@@ -28,6 +28,7 @@ from ssl_seg.scores.metrics import (
     compute_surface_distances,
     compute_trivial_baselines,
     count_overlap,
+    mean_or_none,
     sum_overlaps,
     summarize_distances,
 )
@@ -144,7 +145,10 @@ class Score:
         if self.objects is not None:
             summary["objects"] = self.objects
         if len(pooled) > 1:
-            summary["foreground"] = {**_average([whole]), "mean_dice": _mean([c.overlap.dice for c in self.cases])}
+            summary["foreground"] = {
+                **_average([whole]),
+                "mean_dice": mean_or_none([c.overlap.dice for c in self.cases]),
+            }
             summary["classes"] = [
                 self._summarize_class(name, column, index)
                 for index, (name, column) in enumerate(zip(names, self._columns(), strict=True))
@@ -169,9 +173,9 @@ class Score:
         rows = [average_ratios(c.classes) for c in self.cases]
         positives = [row["dice"] for row, c in zip(rows, self.cases, strict=True) if c.overlap.tp + c.overlap.fn > 0]
         empty = len(rows) - len(positives)
-        means: dict[str, Any] = {name: _mean([row[name] for row in rows]) for name in RATIOS}
+        means: dict[str, Any] = {name: mean_or_none([row[name] for row in rows]) for name in RATIOS}
         nothing = sum(c.overlap.tp + c.overlap.fp + c.overlap.fn == 0 for c in self.cases)
-        means |= {"dice_positives": _mean(positives), "dice_empty_zero": means["dice"] - nothing / len(rows)}
+        means |= {"dice_positives": mean_or_none(positives), "dice_empty_zero": means["dice"] - nothing / len(rows)}
         means["predict_nothing"] = empty / len(rows)
         means |= {"n_cases": len(rows), "n_positives": len(positives)}
         found = [(c.overlap.tp + c.overlap.fn > 0, c.overlap.tp + c.overlap.fp > 0) for c in self.cases]
@@ -199,7 +203,7 @@ class Score:
         baselines = [compute_trivial_baselines(o.prevalence) for o in present] or [compute_trivial_baselines(0.0)]
         margin = self.margin
         return {
-            **{name: _mean([b[name] for b in baselines]) for name in baselines[0]},
+            **{name: mean_or_none([b[name] for b in baselines]) for name in baselines[0]},
             "margin": margin.value,
             "margin_low": margin.low,
             "margin_high": margin.high,
@@ -353,16 +357,12 @@ def parse_cases(
 
 
 def _average(overlaps: Sequence[ConfusionCounts]) -> dict[str, float | None]:
-    return {name: _mean([getattr(o, name) for o in overlaps]) for name in RATIOS}
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None
+    return {name: mean_or_none([getattr(o, name) for o in overlaps]) for name in RATIOS}
 
 
 def mean_of_known(values: Sequence[float | None]) -> float | None:
     """Return the mean of the values that are not None; None where there are none."""
-    return _mean([value for value in values if value is not None])
+    return mean_or_none([value for value in values if value is not None])
 
 
 def _case_row(case: CaseScore) -> dict[str, Any]:

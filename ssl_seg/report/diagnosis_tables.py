@@ -104,9 +104,9 @@ def _plain(value: object) -> str:
     return UNKNOWN if value is None else str(value)
 
 
-def _span(figures: Statistics, low: str, high: str, show: Callable[[Any], str] = share) -> str:
-    """Return two figures as a range; ``-`` where they are not known."""
-    return UNKNOWN if figures.get(low) is None else f"{show(figures[low])} .. {show(figures.get(high))}"
+def _span(figures: Statistics, low: str, high: str) -> str:
+    """Return two shares as a range; ``-`` where they are not known."""
+    return UNKNOWN if figures.get(low) is None else f"{share(figures[low])} .. {share(figures.get(high))}"
 
 
 def _outputs(s: Statistics) -> Table:

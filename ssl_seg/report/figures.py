@@ -8,13 +8,14 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssl_seg.data.pictures import stretch
 from ssl_seg.errors import DataError, printable_lines
+from ssl_seg.files import check_is_free
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 
 Color = str | tuple[float, float, float] | tuple[float, float, float, float]
-LegendPlace = Literal["outside lower center", "outside upper center"]
 
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 """Colors that people with any color vision can tell apart (Paul Tol)."""
@@ -88,8 +88,7 @@ def new_figure(path: Path, size: tuple[float, float]) -> Figure:
     Raises:
         DataError: when the file exists.
     """
-    if path.exists():
-        raise DataError(f"{path} exists already and is not overwritten: choose another name")
+    check_is_free(path)
     return make_figure(size)
 
 
@@ -206,10 +205,12 @@ def make_drawing(figure: Figure, title: str, caption: str, columns: int = 2) -> 
     return Drawing(title, caption, to_svg(figure))
 
 
-def add_legend(figure: Figure, place: LegendPlace = "outside lower center", columns: int = 3) -> None:
+def add_legend(figure: Figure, columns: int = 3) -> None:
     """Add one legend for all axes: each label once."""
     named = {label: h for axis in figure.axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(named.values()), list(named), loc=place, ncols=columns, frameon=False, fontsize=8)
+    figure.legend(
+        list(named.values()), list(named), loc="outside lower center", ncols=columns, frameon=False, fontsize=8
+    )
 
 
 def class_color(index: int) -> tuple[float, float, float]:

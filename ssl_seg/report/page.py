@@ -82,7 +82,7 @@ class Page:
     sections: tuple[PageSection, ...]
 
 
-def render_page(page: Page, when: str = "") -> str:
+def render_page(page: Page) -> str:
     """Return the page as HTML. All of its text is escaped."""
     from jinja2 import Environment, StrictUndefined
 
@@ -92,7 +92,7 @@ def render_page(page: Page, when: str = "") -> str:
     environment.filters["figure_columns"] = _find_figure_columns
     colors = {"light": dict(enumerate(COLORS)), "dark": dict(enumerate(_DARK_COLORS))}
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(page=page, mark=_MARK, version=__version__, when=when or now(), colors=colors)
+    return template.render(page=page, mark=_MARK, version=__version__, when=now(), colors=colors)
 
 
 def write_page(page: Page, path: Path) -> Path:

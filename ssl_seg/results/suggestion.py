@@ -30,6 +30,7 @@ from ssl_seg.data.splits.split import Split
 from ssl_seg.data.store import CaseStore, WholeCase
 from ssl_seg.data.volumes import split_suffix
 from ssl_seg.errors import ConfigError, DataError, counted, quote
+from ssl_seg.files import check_is_free
 from ssl_seg.inference.calibration import Calibration, calibrate_predictor, decide, decide_mean, find_calibration
 from ssl_seg.inference.decision import Decision
 from ssl_seg.inference.ensemble import check_members, open_members, pool
@@ -361,8 +362,7 @@ def copy_images(suggestions: Sequence[Suggestion], folder: Path) -> None:
     Raises:
         DataError: for a folder that is there, or an image that is no file of its own.
     """
-    if folder.exists():
-        raise DataError(f"{folder} exists already and is not overwritten: choose another name")
+    check_is_free(folder)
     owners: dict[Path, Suggestion] = {}
     for own in suggestions:
         if len(own.files) > 1 or not Path(own.files[0]).exists():

@@ -341,9 +341,9 @@ def summarize_distances(classes: Sequence[Sequence[SurfaceDistances]]) -> dict[s
     n_measured, n_missed = sum(map(len, measured)), sum(d.missed for d in every)
     n_hallucinated, n_absent = sum(d.hallucinated for d in every), sum(d.absent for d in every)
     return {
-        "hd95": _mean([float(np.mean([d.hd95 for d in own])) for own in measured if own]),
-        "asd": _mean([float(np.mean([d.asd for d in own])) for own in measured if own]),
-        "surface_dice": _mean([float(np.mean(own)) for own in judged if own]),
+        "hd95": mean_or_none([float(np.mean([d.hd95 for d in own])) for own in measured if own]),
+        "asd": mean_or_none([float(np.mean([d.asd for d in own])) for own in measured if own]),
+        "surface_dice": mean_or_none([float(np.mean(own)) for own in judged if own]),
         "n_cases": len(every),
         "n_measured": n_measured,
         "n_absent": n_absent,
@@ -358,7 +358,8 @@ def _has_both_classes(pos_hist: NDArray[np.integer], neg_hist: NDArray[np.intege
     return bool(pos_hist.any() and neg_hist.any())
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def mean_or_none(values: Sequence[float]) -> float | None:
+    """Return the mean; None without a value."""
     return float(np.mean(values)) if values else None
 
 

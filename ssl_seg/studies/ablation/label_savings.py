@@ -62,7 +62,6 @@ def estimate_labels_equivalent(
     target: Runs,
     metric: Metric,
     *,
-    level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
     least: int = LEAST_CASES,
@@ -79,7 +78,6 @@ def estimate_labels_equivalent(
         curve: arms of the baseline, at least two numbers of labels.
         target: the arm to place.
         metric: which score.
-        level: share of the samples whose interval covers the truth.
         resamples: number of resamples.
         seed: seed of the resampling.
         least: number of cases below which there is no interval.
@@ -104,11 +102,11 @@ def estimate_labels_equivalent(
     value = invert(np.stack([_weigh_cases(arm.counts, metric, everything).mean(axis=1) for arm in arms], axis=1))[0]
     if shortage := describe_shortage(cases, least):
         return LabelsEquivalent(_count(value, labels), None, None, shortage)
-    unit_draws = _widen(np.asarray(Resamples(len(units), number=resamples, seed=seed + 1)), level)
+    unit_draws = _widen(np.asarray(Resamples(len(units), number=resamples, seed=seed + 1)))
     means = np.empty((resamples, len(arms)))
     first = 0
     for block in Resamples(cases, number=resamples, seed=seed):
-        case_draws, rows = _widen(block, level), slice(first, first + len(block))
+        case_draws, rows = _widen(block), slice(first, first + len(block))
         for column, arm in enumerate(arms):
             own = unit_draws[rows, [units.index(unit) for unit in arm.units]]
             # An arm without the runs that a draw takes keeps the ones it has: its weights always have mean 1.
@@ -118,16 +116,16 @@ def estimate_labels_equivalent(
     if np.ptp(means, axis=0).max() <= ROUNDING:
         return LabelsEquivalent(_count(value, labels), None, None, NO_VARIATION)
     found = invert(means)
-    low = np.quantile(found, 0.5 - level / 2, method="lower")  # ends may be infinite: no interpolation
-    high = np.quantile(found, 0.5 + level / 2, method="higher")
+    low = np.quantile(found, 0.5 - LEVEL / 2, method="lower")  # ends may be infinite: no interpolation
+    high = np.quantile(found, 0.5 + LEVEL / 2, method="higher")
     return LabelsEquivalent(_count(value, labels), _count(low, labels), _count(high, labels))
 
 
-def _widen(draws: NDArray[np.int64], level: float) -> Floats:
+def _widen(draws: NDArray[np.int64]) -> Floats:
     """Return weights with mean 1 whose variance is right for few draws; all 1 for one."""
     if (n := draws.shape[1]) < 2:
         return np.ones(draws.shape)
-    tail = 0.5 + level / 2
+    tail = 0.5 + LEVEL / 2
     factor = special.stdtrit(n - 1, tail) / special.ndtri(tail) * np.sqrt(n / (n - 1))
     widened: Floats = 1.0 + factor * (draws - 1.0)
     return widened

@@ -198,17 +198,11 @@ def _check_cells(results: Sequence[CellResult]) -> None:
         if cell.counts is None:
             continue
         first = first or cell
-        if not np.array_equal(_count_truth(cell), _count_truth(first)):
+        if not np.array_equal(count_everywhere(cell.counts), count_everywhere(np.asarray(first.counts))):
             raise DataError(
                 f"cells '{first.id}' and '{cell.id}' were not scored on the same cases (their true voxels differ): "
                 "scores can only be compared on one validation list. Train the cells from one split file"
             )
-
-
-def _count_truth(cell: CellResult) -> NDArray[np.int64]:
-    """Return (C, F, 2): voxels of each class and others, which do not depend on the prediction."""
-    tp, fp, fn, tn = np.moveaxis(np.asarray(cell.counts), -1, 0)
-    return np.stack([tp + fn, fp + tn], axis=-1)
 
 
 def _summarize_arms(results: Sequence[CellResult], metric: Metric) -> list[ArmSummary]:
