@@ -180,7 +180,7 @@ class TerminalConsole:
 def track(items: Iterable[Any], total: int, label: str) -> Iterator[Any]:
     """Yield the items, with a progress bar on a terminal and a plain line every few seconds elsewhere."""
     if sys.stderr.isatty():
-        with _make_progress(transient=True) as progress:
+        with _make_progress() as progress:
             yield from progress.track(items, total=total, description=printable(label))
         return
     start = last = time.monotonic()
@@ -192,7 +192,7 @@ def track(items: Iterable[Any], total: int, label: str) -> Iterator[Any]:
             last = now
 
 
-def _make_progress(*, transient: bool) -> Progress:
+def _make_progress() -> Progress:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -210,6 +210,6 @@ def _make_progress(*, transient: bool) -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
-        transient=transient,
+        transient=True,
         redirect_stdout=sys.stdout.isatty(),  # a redirected stdout must get its lines itself
     )

@@ -79,8 +79,8 @@ def format_report(diagnosis: Diagnosis, pictures: Sequence[FigureFile], when: st
         "## What to do",
         *([f"{escape(diagnosis.action)}."] if diagnosis.action else []),
         f"```sh\n{diagnosis.next_command}\n```",
-        *_table(make_key_figures(diagnosis), "##"),
-        *_table(make_worst_images(diagnosis), "##"),
+        *_table(make_key_figures(diagnosis)),
+        *_table(make_worst_images(diagnosis)),
         *_notes(diagnosis),
         "## More",
         *(f"![{picture.title}]({picture.path.name})" for picture in pictures[:1]),
@@ -95,7 +95,7 @@ def format_measurements(diagnosis: Diagnosis, pictures: Sequence[FigureFile]) ->
     parts = [f"# Measurements of {code(diagnosis.subject)}"]
     for picture in pictures:
         parts += [f"![{picture.title}]({picture.path.name})", f"*{picture.title}.* {picture.caption}"]
-    return "\n\n".join([*parts, *(part for table in tables for part in _table(table, "##"))]) + "\n"
+    return "\n\n".join([*parts, *(part for table in tables for part in _table(table))]) + "\n"
 
 
 def _examined(diagnosis: Diagnosis, when: str, command: str) -> str:
@@ -128,8 +128,8 @@ def _causes(diagnosis: Diagnosis) -> list[str]:
     return ["## Likely causes, the most likely first", "\n".join(lines)]
 
 
-def _table(table: Table, heading: str) -> list[str]:
-    return [f"{heading} {table.title}", table.text, format_table(table)] if table.rows else []
+def _table(table: Table) -> list[str]:
+    return [f"## {table.title}", table.text, format_table(table)] if table.rows else []
 
 
 def _notes(diagnosis: Diagnosis) -> list[str]:
