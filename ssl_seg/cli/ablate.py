@@ -14,7 +14,7 @@ import typer
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import INTERRUPTED, announce, print_json, show
 from ssl_seg.cli.tables import print_rows, print_table
-from ssl_seg.errors import counted, printable_lines
+from ssl_seg.errors import RunDirError, counted, printable_lines
 
 if TYPE_CHECKING:
     from ssl_seg.config.layers import Layer
@@ -77,7 +77,6 @@ def ablate(
     """
     from ssl_seg.cli.console import TerminalConsole
     from ssl_seg.cli.paths import check_data
-    from ssl_seg.errors import RunDirError
     from ssl_seg.run.directory import name_data
     from ssl_seg.studies.ablation.cells import check_place, is_planned_for_gpu, open_folder, read_result, write_cells
     from ssl_seg.studies.ablation.spec import find_data_root, find_spec, read_spec

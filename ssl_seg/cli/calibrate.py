@@ -11,7 +11,7 @@ from ssl_seg.cli import options as o
 from ssl_seg.cli.console import TerminalConsole, announce, print_json, show
 from ssl_seg.cli.paths import check_data, check_new_file, describe_loading, take_one_checkpoint
 from ssl_seg.cli.tables import print_rows
-from ssl_seg.errors import counted
+from ssl_seg.errors import ConfigError, counted
 from ssl_seg.report.score_cells import Row, format_interval
 
 if TYPE_CHECKING:
@@ -80,7 +80,6 @@ def parse_rule(text: str) -> ThresholdRule:
     Raises:
         ConfigError: for anything else.
     """
-    from ssl_seg.errors import ConfigError
     from ssl_seg.scores.calibration import ThresholdRule
 
     name, equals, value = text.partition("=")

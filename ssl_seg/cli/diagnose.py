@@ -14,7 +14,7 @@ import typer
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import announce, print_json, show
 from ssl_seg.cli.paths import check_data, take_one_checkpoint
-from ssl_seg.errors import quote
+from ssl_seg.errors import ConfigError, DataError, quote
 
 if TYPE_CHECKING:
     from ssl_seg.diagnose.result import Diagnosis
@@ -114,8 +114,6 @@ def diagnose(
 
 
 def _check_options(checkpoint: Path | None, predictions: Path | None) -> None:
-    from ssl_seg.errors import ConfigError
-
     if (checkpoint is None) == (predictions is None):
         given = "both are given" if checkpoint else "none is given"
         raise ConfigError(f"give a checkpoint or --predictions FOLDER, exactly one of them: {given}")
@@ -124,8 +122,6 @@ def _check_options(checkpoint: Path | None, predictions: Path | None) -> None:
 @contextmanager
 def _reserve(folder: Path | None) -> Iterator[None]:
     """Create the folder first, so that an examination is not made in vain, and take it away if there is no report."""
-    from ssl_seg.errors import DataError
-
     if folder is None:
         yield
         return

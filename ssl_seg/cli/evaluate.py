@@ -10,6 +10,7 @@ import typer
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import TerminalConsole, announce, print_json, show
 from ssl_seg.cli.paths import check_data, check_new_file, describe_loading, take_checkpoint
+from ssl_seg.errors import ConfigError
 
 
 def evaluate(
@@ -54,7 +55,6 @@ def evaluate(
     from ssl_seg.cli.settings import parse_overrides
     from ssl_seg.data.settings import CASES, select_data_settings
     from ssl_seg.data.splits.files import load_split
-    from ssl_seg.errors import ConfigError
     from ssl_seg.files import to_finite
 
     check_new_file(figure)

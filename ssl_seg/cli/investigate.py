@@ -12,7 +12,7 @@ import typer
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import print_json, show
 from ssl_seg.cli.tables import print_table
-from ssl_seg.errors import name_examples
+from ssl_seg.errors import ConfigError, name_examples
 from ssl_seg.report.markdown import format_table
 from ssl_seg.report.score_cells import format_interval
 from ssl_seg.report.table import Table, TableRow
@@ -74,7 +74,6 @@ def investigate(
 
 def _find_file(file: Path | None, runs: Sequence[Path] | None) -> Path:
     """Return the file of the investigation."""
-    from ssl_seg.errors import ConfigError
     from ssl_seg.studies.investigation import FILE
 
     if file is None and not runs:
@@ -88,7 +87,6 @@ def _find_file(file: Path | None, runs: Sequence[Path] | None) -> Path:
 def _add_runs(place: Path, runs: Sequence[Path], said: Mapping[str, Any]) -> None:
     """Add the runs that the file does not have yet; what is said is said of the last one."""
     from ssl_seg.config.layers import validate
-    from ssl_seg.errors import ConfigError
     from ssl_seg.run.directory import CONFIG_FILE
     from ssl_seg.studies.investigation import Statement, add_statement, name_run, read_statements
 

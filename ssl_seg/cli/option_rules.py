@@ -12,6 +12,8 @@ from inspect import signature
 from itertools import product
 from typing import Any
 
+from ssl_seg.errors import ConfigError
+
 EXCLUSIVE: dict[str, tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...]] = {
     # command -> (any of these, not with any of these, why)
     "train": (
@@ -98,8 +100,6 @@ def check_options(name: str, command: Callable[..., Any]) -> Callable[..., Any]:
     def checked(**values: Any) -> Any:
         given = {name_option(key) for key, value in values.items() if value != defaults[key]}
         if reason := find_conflict(name, given):
-            from ssl_seg.errors import ConfigError
-
             raise ConfigError(reason)
         return command(**values)
 

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from ssl_seg.errors import ConfigError
+
 NumberRule = tuple[str, Callable[[float], bool]]
 """What a number must be, and the test of it."""
 
@@ -31,8 +33,6 @@ def number_parser(option: str, rule: NumberRule, example: str) -> Callable[[str 
     """
 
     def parse(text: str | float) -> float:
-        from ssl_seg.errors import ConfigError
-
         value = _to_number(str(text))
         if value is None or not rule[1](value):
             raise ConfigError(f"{option}: '{text}' must be {rule[0]}; write {option} {example}")
@@ -48,8 +48,6 @@ def parse_sizes(option: str, text: str, example: str) -> tuple[float, ...]:
     Raises:
         ConfigError: names the first part that is wrong.
     """
-    from ssl_seg.errors import ConfigError
-
     parse = number_parser(option, POSITIVE, example)
     values = tuple(parse(part) for part in split_words([text]))
     if len(values) not in (2, 3):
@@ -118,8 +116,6 @@ def parse_seeds(text: str) -> list[int]:
     Raises:
         ConfigError: for what is no whole number.
     """
-    from ssl_seg.errors import ConfigError
-
     if strangers := [word for word in split_words([text]) if not (word.isascii() and word.isdigit())]:
         raise ConfigError(f"--seeds {text}: '{strangers[0]}' is not a whole number of 0 or more, as in --seeds 0,1,2")
     return [int(word) for word in split_words([text])]
@@ -127,7 +123,6 @@ def parse_seeds(text: str) -> list[int]:
 
 def _check_labels(value: float, text: str) -> float:
     from ssl_seg.config.data import check_label_amount
-    from ssl_seg.errors import ConfigError
 
     try:
         return check_label_amount(int(value) if text.isdigit() else value)

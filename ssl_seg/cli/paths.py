@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssl_seg.cli.console import show
+from ssl_seg.errors import ConfigError, DataError, did_you_mean_path
 
 PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 
@@ -16,7 +17,6 @@ def check_new_file(path: Path | None, option: str = "--figure", kinds: Sequence[
     Raises:
         DataError: for a file that exists, an unknown suffix, or a folder that cannot be written.
     """
-    from ssl_seg.errors import DataError
     from ssl_seg.files import check_is_free, find_obstacle
 
     if path is None:
@@ -35,7 +35,6 @@ def check_new_page(path: Path | None, option: str) -> None:
         ConfigError: for a suffix that is not of HTML.
         DataError: for another file, or a folder that cannot be written.
     """
-    from ssl_seg.errors import ConfigError
     from ssl_seg.report.page import check_page_file
 
     if path is None:
@@ -53,7 +52,6 @@ def check_data(root: str | None) -> None:
         DataError: if there is nothing.
     """
     from ssl_seg.data.synthetic import is_synthetic
-    from ssl_seg.errors import DataError, did_you_mean_path
 
     if root is not None and not is_synthetic(root) and not Path(root).expanduser().exists():
         hint = did_you_mean_path(Path(root).expanduser())
@@ -78,7 +76,6 @@ def take_one_checkpoint(path: Path) -> Path:
     Raises:
         ConfigError: for a cross-validation, which stands for several.
     """
-    from ssl_seg.errors import ConfigError
     from ssl_seg.results.folds import FOLDS
 
     found = take_checkpoint(path)

@@ -9,7 +9,7 @@ import typer
 
 from ssl_seg.cli import options as o
 from ssl_seg.cli.console import begin, end_interrupted, show
-from ssl_seg.errors import quote
+from ssl_seg.errors import RunDirError, quote
 
 
 def pretrain(
@@ -44,7 +44,6 @@ def pretrain(
     """
     given = dict(locals())
     from ssl_seg.cli.settings import check_paths, make_layers
-    from ssl_seg.errors import RunDirError
     from ssl_seg.networks.checkpoint_file import PRETRAINING_FILE
     from ssl_seg.run.request import TrainRequest
 

@@ -9,7 +9,7 @@ import typer
 
 from ssl_seg.cli.console import announce, show
 from ssl_seg.cli.paths import check_new_page
-from ssl_seg.errors import counted
+from ssl_seg.errors import ConfigError, counted
 
 
 def report(
@@ -30,7 +30,6 @@ def report(
 
     The page is a single file that works offline. Several runs are compared by paired differences on their common cases.
     """
-    from ssl_seg.errors import ConfigError
     from ssl_seg.report.run_report import write_report_page
 
     if twice := [path for number, path in enumerate(runs) if path.resolve() in [p.resolve() for p in runs[:number]]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ssl_seg.cli.console import begin, end_interrupted, show
-from ssl_seg.errors import quote
+from ssl_seg.errors import ConfigError, quote
 
 if TYPE_CHECKING:
     from ssl_seg.config.layers import Settings
@@ -24,8 +24,6 @@ def check_folds(folds: int | None, fold: str | None, settings: Settings) -> None
     Raises:
         ConfigError: names the first option that is wrong.
     """
-    from ssl_seg.errors import ConfigError
-
     if folds is None and fold is None:
         return
     count = folds if folds is not None else settings.get("split.folds")
