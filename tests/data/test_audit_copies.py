@@ -71,6 +71,16 @@ def test_exact_copies_in_different_groups(others: dict[str, CaseFacts]) -> None:
     assert findings["duplicate_across_groups"].cases == ("a", "b")
 
 
+def test_exact_copies_in_folders_that_are_the_split(others: dict[str, CaseFacts]) -> None:
+    facts = {"train/a": fact(1), "val/b": fact(1), "train/c": fact(2), "train/d": fact(2), **others}
+    findings = found(facts)
+    assert levels(findings) == {"duplicate_across_parts": "warn", "duplicate_image": "warn"}
+    assert findings["duplicate_across_parts"].cases == ("train/a", "val/b")
+    assert findings["duplicate_image"].cases == ("train/c", "train/d")
+    facts["val/b"] = fact(1, None)  # unlabeled images of val/ are left out of a split
+    assert levels(found(facts)) == {"duplicate_image": "warn"}
+
+
 def test_copies_with_different_masks(others: dict[str, CaseFacts]) -> None:
     facts = {"a": fact(1, 7), "b": fact(1, 8), "c": fact(2, 9), "d": fact(2, 9), **others}
     findings = found(facts)

@@ -15,6 +15,7 @@ from ssl_seg.data.findings import Finding, Level, join_findings, name_ends, repo
 from ssl_seg.data.layouts import LABELS
 from ssl_seg.data.layouts.files import note_unlabeled
 from ssl_seg.data.layouts.listing import Listing
+from ssl_seg.data.layouts.names import find_parts
 from ssl_seg.data.reading import Reading
 from ssl_seg.data.tiles import FEWEST, plan_tiles
 from ssl_seg.errors import counted, name_examples
@@ -121,7 +122,9 @@ def check_copies(copies: Likeness, facts: Mapping[str, CaseFacts], groups: Mappi
     """
     conflicting = {case for cases in checks.find_conflicts(facts) for case in cases}
     across = [c for c in copies.exact if _in_several(c, groups)]
-    others = [c for c in copies.exact if c not in across and not conflicting & set(c)]
+    part_of = {i: part for i, part in find_parts(facts).items() if facts[i].values is not None}
+    torn = [c for c in copies.exact if c not in across and len({part_of[i] for i in c if i in part_of}) > 1]
+    others = [c for c in copies.exact if c not in (*across, *torn) and not conflicting & set(c)]
     near_across = [c for c in copies.copies if _in_several(c, groups)]
     near_within = [c for c in copies.copies if c not in near_across]
     near = (
@@ -137,6 +140,13 @@ def check_copies(copies: Likeness, facts: Mapping[str, CaseFacts], groups: Mappi
             across,
             "are exact copies in different groups: one image could get into training and test. Correct the groups, or "
             "remove copies.",
+        ),
+        (
+            "duplicate_across_parts",
+            "warn",
+            torn,
+            "are exact copies in different ones of the folders train/, val/ and test/. As these are the split, `train` "
+            "refuses it: remove the copies, or draw the split anew by --val and --test of `ssl-seg split make`.",
         ),
         (
             "duplicate_image",
