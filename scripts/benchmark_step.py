@@ -8,6 +8,8 @@ tenth step, also a pass over the labeled patches that measures pseudo-labels. Mi
 its forward passes: networks, optimizer, gradients, and what is kept to compute these.
 
     python scripts/benchmark_step.py --methods all --patch 64 64
+
+``--compile`` times the engine with ``torch.compile`` as well; on a CPU that needs a C++ compiler and minutes.
 """
 
 from __future__ import annotations
@@ -109,6 +111,14 @@ def make_engine_step(engine: Engine, batch: Batch) -> Step:
     return lambda number: engine.step(batch, number, lr_at(number, ()))
 
 
+def make_compiled_step(name: str, options: argparse.Namespace) -> Step:
+    """Return the step of the product with networks that ``torch.compile`` has translated."""
+    engine, batch = make_trial(name, options)
+    for network in list_networks(engine):
+        network.compile()
+    return make_engine_step(engine, batch)
+
+
 def list_networks(engine: Engine) -> list[nn.Module]:
     """Return what is trained, its moving average, and further networks that the method keeps."""
     children = engine.method.children() if isinstance(engine.method, nn.Module) else ()
@@ -185,24 +195,31 @@ def time_method(name: str, options: argparse.Namespace) -> dict[str, str]:
     """Return passes and times of a method, as they are printed."""
     engine, batch = make_trial(name, options)
     memory, passes = measure_memory(engine, batch), record_passes(engine, batch)
+    patches = [sum(len(one.inputs[0]) for one in passes if one.learns == learns) for learns in (True, False)]
+    row = {"method": name, "patches (with, without gradient)": "{} + {}".format(*patches), "MiB": f"{memory:.0f}"}
     steps = {"bare": make_bare_step(engine, batch, passes), "engine": make_engine_step(engine, batch)}
+    if options.compile:
+        steps["compiled"] = make_compiled_step(name, options)
+        start = time.perf_counter()
+        steps["compiled"](FIRST_STEP)
+        row["first compiled step, s"] = f"{time.perf_counter() - start:.0f}"
     seconds: dict[str, list[float]] = {loop: [] for loop in steps}
     for block in range(options.blocks + 1):
         for loop in sorted(steps, reverse=block % 2 == 0):
             duration = time_block(steps[loop], FIRST_STEP + block * STEPS, batch.image.device)
             if block > 0:  # the first block allocates
                 seconds[loop].append(duration)
-    ratios = [own / bare for bare, own in zip(*seconds.values(), strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    patches = [sum(len(one.inputs[0]) for one in passes if one.learns == learns) for learns in (True, False)]
-    return {
-        "method": name,
-        "patches (with, without gradient)": "{} + {}".format(*patches),
-        "MiB": f"{memory:.0f}",
-        "bare ms": f"{1000 * statistics.median(seconds['bare']):.1f}",
-        "engine ms": f"{1000 * statistics.median(seconds['engine']):.1f}",
-        "ratio (quartiles)": f"{middle:.3f} ({low:.3f} .. {high:.3f})",
-    }
+    row |= {f"{loop} ms": f"{1000 * statistics.median(seconds[loop]):.1f}" for loop in steps}
+    row["engine / bare (quartiles)"] = show_ratio(seconds["engine"], seconds["bare"])
+    if options.compile:
+        row["compiled / engine (quartiles)"] = show_ratio(seconds["compiled"], seconds["engine"])
+    return row
+
+
+def show_ratio(seconds: Sequence[float], reference: Sequence[float]) -> str:
+    """Return the median and quartiles of a ratio over blocks."""
+    low, middle, high = statistics.quantiles([own / other for own, other in zip(seconds, reference, strict=True)], n=4)
+    return f"{middle:.3f} ({low:.3f} .. {high:.3f})"
 
 
 def measure_memory(engine: Engine, batch: Batch) -> float:
@@ -235,6 +252,7 @@ def main() -> None:
     parser.add_argument("--labeled", type=int, default=4)
     parser.add_argument("--unlabeled", type=int, default=4)
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--compile", action="store_true", help="time the engine with torch.compile as well")
     parser.add_argument("--blocks", type=int, default=12, help=f"timed blocks of {STEPS} steps of each loop")
     options = parser.parse_args()
     rows = []

@@ -127,7 +127,7 @@ class TestBrokenImages:
 
         monkeypatch.setattr(Predictor, "__call__", fail)
         with pytest.raises(
-            DataError, match=r"1 of 5 images have no mask, the other 4(?s:.*)2\.png: (not finite|out of)"
+            DataError, match=r"1 of 5 images have no mask, 4 other masks(?s:.*)2\.png: (not finite|out of)"
         ):
             predict(request_)
 
