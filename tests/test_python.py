@@ -95,6 +95,8 @@ def test_evaluate_and_predict_take_the_directory_of_a_run(
     assert result.f1 == result.networks[result.record["which"]]["pooled"]["f1_macro"]
     assert f"{result.margin:.3f}" in repr(result)
     assert f"{len(result.cases)} cases" in repr(result)
+    used = [line.split()[0] for line in repr(result).splitlines() if line.endswith("used")]
+    assert used == [result.record["which"]] == [run.scores["selected"]["net"]]
 
     written = ssl_seg.predict(run, particles_dir / "images", tmp_path / "masks")  # a run stands for its directory
     assert sorted(written.masks) == sorted((tmp_path / "masks").glob("*.png"))

@@ -236,6 +236,7 @@ class Evaluation:
                     "all-positive F1": f"{row['trivial']['all_positive']:.3f}",
                     **_show_margin(row["trivial"]),
                     **(show_difference(row["difference"], "to the first") if "difference" in row else {}),
+                    **({"": "used" if name == record["which"] else ""} if "rows" not in record else {}),
                 }
                 for name, row in self.networks.items()
             ]
