@@ -140,7 +140,7 @@ def find_calibration(model: Model, net: str, note: Callable[[str], None] = lambd
         return None
     found, fingerprint = _read(path), model.fingerprint
     if (own := found.get(f"{fingerprint} {net}")) is not None:
-        note(f"{path}: {net} with {own.describe()}; --uncalibrated leaves it out")
+        note(f"{path}: {net} with {own.describe()}; predict and evaluate leave it out with --uncalibrated")
         return own
     if not any(key.startswith(fingerprint) for key in found):
         note(

@@ -224,7 +224,7 @@ class TestWhatIsStored:
         evaluate(EvaluateRequest(checkpoint, which="teacher"), note=said.append)
         assert not any("calibration" in line for line in said)
         evaluate(EvaluateRequest(checkpoint, which="student"), note=said.append)
-        assert any("--uncalibrated leaves it out" in line for line in said)
+        assert any("leave it out with --uncalibrated" in line for line in said)
         assert "these cases are those that the calibration was chosen on: the scores are optimistic" in said
         calibrate(CalibrateRequest(checkpoint, "teacher"))
         assert len(json.loads(calibration_path(checkpoint).read_text())) == 2
