@@ -103,7 +103,7 @@ def split_check(
     from ssl_seg.data.findings import findings_to_dict
     from ssl_seg.data.splits.checks import check_split
     from ssl_seg.data.splits.files import load_split
-    from ssl_seg.data.splits.split import add_new_masks
+    from ssl_seg.data.splits.split import add_new_masks, note_unlisted
     from ssl_seg.data.splits.statistics import measure_split, summarize_split
 
     loaded = load_split(split)
@@ -112,7 +112,7 @@ def split_check(
     catalog = None if data is None else _open_catalog(data, layout, groups, unlabeled, set_)
     before = loaded.notes
     if catalog is not None:
-        loaded = add_new_masks(loaded, catalog)
+        loaded = note_unlisted(add_new_masks(loaded, catalog), catalog)
     measures = () if catalog is None else measure_split(loaded, catalog)
     findings = check_split(loaded, catalog, measures, near_copies=near_copies)
     summary = summarize_split(loaded, findings, measures)

@@ -19,7 +19,7 @@ from ssl_seg.data.findings import Finding
 from ssl_seg.data.open import absolute_paths, absolute_root, open_data
 from ssl_seg.data.pseudo_labels import PseudoLabelSet, load_pseudo_labels
 from ssl_seg.data.splits.files import load_split, split_from_dict
-from ssl_seg.data.splits.split import Split, add_new_masks, make_folds, make_split, reorder_labeled
+from ssl_seg.data.splits.split import Split, add_new_masks, make_folds, make_split, note_unlisted, reorder_labeled
 from ssl_seg.engine.pace import ANY_STEPS, check_length
 from ssl_seg.errors import ConfigError
 from ssl_seg.inference.model import config_of
@@ -308,9 +308,9 @@ def _wants_new_split(request: TrainRequest, start: Checkpoint | Pretraining | No
 def _choose_split(config: SplitConfig, catalog: Catalog, start: Checkpoint | Pretraining | None) -> Split:
     """Return the split of the file, of what the run starts from, or a new one, in this order of precedence."""
     if config.file is not None:
-        split = add_new_masks(load_split(Path(config.file)), catalog)
+        split = note_unlisted(add_new_masks(load_split(Path(config.file)), catalog), catalog)
     elif start is not None:
-        split = add_new_masks(split_from_dict(start.split), catalog)
+        split = note_unlisted(add_new_masks(split_from_dict(start.split), catalog), catalog)
     else:
         split = _make_split(config, catalog)
     return split if config.label_seed is None else reorder_labeled(split, catalog, config.label_seed)

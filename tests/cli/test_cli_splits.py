@@ -58,6 +58,11 @@ def test_images_that_were_labeled_since_are_no_fault(cli: Cli, particles_dir: Pa
         f"1 image without a mask when the split was made: now the last labeled training cases ({split.unlabeled[0]})"
         in out
     )
+    assert "in no list" not in out
+    image = cv2.imread(str(data / "images" / f"{split.unlabeled[0]}.png"), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(data / "images" / "later.png"), image[::-1])
+    _, out, _ = cli("split", "check", tmp_path / "s.yaml", "--data", data)
+    assert "1 image is in no list of the split and not used (later)" in out
 
 
 @pytest.mark.parametrize("with_data", [True, False])

@@ -26,6 +26,7 @@ from ssl_seg.data.splits.split import (
     find_classes,
     make_folds,
     make_split,
+    note_unlisted,
     reorder_labeled,
 )
 from ssl_seg.errors import SplitError
@@ -665,6 +666,20 @@ def test_a_mask_of_another_image_joins_nothing() -> None:
     more = give_masks(catalog, [other])
     replaced = replace(more.facts[other], content="e" * 16)
     assert add_new_masks(split, replace(more, facts=dict(more.facts) | {other: replaced})) is split
+
+
+def test_images_that_no_list_names_are_counted() -> None:
+    catalog = make_catalog([*spread(20), None, None])
+    split = make_split(catalog, [])
+    assert note_unlisted(split, catalog) is split
+    kept = [i for i in split.unlabeled if i != "c021"]
+    older = replace(split, unlabeled=tuple(kept), content={i: c for i, c in split.content.items() if i != "c021"})
+    noted = note_unlisted(older, catalog)
+    assert replace(noted, notes=older.notes) == older
+    assert [n for n in noted.notes if n not in older.notes] == [
+        "1 image is in no list of the split and not used (c021); `ssl-seg split make` lists all"
+    ]
+    assert note_unlisted(noted, catalog) == noted
 
 
 # --- real data ------------------------------------------------------------------------------------------------------

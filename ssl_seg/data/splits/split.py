@@ -302,6 +302,16 @@ def add_new_masks(split: Split, catalog: Catalog) -> Split:
     )
 
 
+def note_unlisted(split: Split, catalog: Catalog) -> Split:
+    """Return the split with a note on images of the data set that are in none of its lists: nobody uses them."""
+    unlisted = [case.id for case in catalog.cases if case.id not in split.content]
+    if not unlisted:
+        return split
+    count = counted(len(unlisted), "image", "are")
+    note = f"{count} in no list of the split and not used ({name_examples(unlisted)}); `ssl-seg split make` lists all"
+    return replace(split, notes=(*(n for n in split.notes if "in no list of the split" not in n), note))
+
+
 def _check_numbers(fractions: Sequence[float], seed: int, val_fraction: float, test_fraction: float) -> None:
     for labels in fractions:
         _check_amount(labels)
