@@ -47,6 +47,11 @@ def show(text: str, *, err: bool = False) -> None:
     typer.echo(printable_lines(text), err=err)
 
 
+def show_prose(text: str) -> None:
+    """Print sentences on stdout; on a terminal they are wrapped between words."""
+    show(wrap(text, shutil.get_terminal_size().columns) if sys.stdout.isatty() else text)
+
+
 def print_json(values: Any) -> None:
     """Print values as JSON on stdout."""
     typer.echo(json.dumps(values, indent=2))
@@ -96,8 +101,10 @@ def wrap(text: str, width: int) -> str:
 
 def format_plan(planned: Sequence[Planned], width: int, *, reasons: bool) -> str:
     """Return a title and the planned settings: each with its reason, or as many beside each other as fit."""
+    from ssl_seg.config.layers import show_value
+
     longest = max((len(item.key) for item in planned), default=0)
-    cells = [f"{item.key:<{longest}}  {item.value}" for item in planned]
+    cells = [f"{item.key:<{longest}}  {show_value(item.value)}" for item in planned]
     widest = max(map(len, cells), default=0)
     if reasons:
         lines = [f"  {cell:<{widest}}  {item.reason}" for cell, item in zip(cells, planned, strict=True)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ssl_seg.cli import options as o
-from ssl_seg.cli.console import begin, end_interrupted, show
+from ssl_seg.cli.console import begin, end_interrupted, show, show_prose
 from ssl_seg.errors import quote
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _report(result: TrainResult) -> None:
     if banner.state != "healthy":
         show(banner.title)
     for text in describe_few_cases(record):
-        show(text)
+        show_prose(text)
     show(f"next: {commands}")
 
 

@@ -6,6 +6,7 @@ Every problem of every layer is reported in one error, with the place it was set
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -344,6 +345,11 @@ def dump_config(config: BaseModel, header: str = "") -> str:
     """Return the configuration as YAML text, with ``header`` as leading comment lines."""
     comment = "".join(f"# {line}\n" for line in header.splitlines())
     return comment + yaml.safe_dump(to_plain(config), sort_keys=False, default_flow_style=None, width=100)
+
+
+def show_value(value: Any) -> str:
+    """Return the value of a setting as a configuration file writes it: ``null`` and not ``None``."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def read_yaml(path: Path) -> Nested:

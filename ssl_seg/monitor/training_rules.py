@@ -160,7 +160,7 @@ def _find_falling_f1(evidence: Evidence) -> RuleFinding | None:
     has_fallen = start - loss >= limit("loss_fall") * abs(start)
     if not has_fallen or best - student.f1 <= limit("f1_fall"):
         return None
-    message = f"loss {start:.3f} to {loss:.3f} while {student.f1_name} went {best:.2f} to {student.f1:.2f}"
+    message = f"loss {number(start)} to {number(loss)} while {student.f1_name} went {best:.2f} to {student.f1:.2f}"
     return make_finding("loss_metric_divergence", "warn", "training", best - student.f1, "f1_fall", message)
 
 
@@ -214,7 +214,7 @@ def _find_large_loss(evidence: Evidence) -> RuleFinding | None:
     if loss <= least or max(rises, default=0.0) <= limit("first_rise"):
         return None
     level: Level = "collapsed" if loss > limit("collapsed_rise") * start else "warn"
-    message = f"loss {start:.3f} to {loss:.3f}"
+    message = f"loss {number(start)} to {number(loss)}"
     return make_finding("component_explosion", level, "training", loss, "large_loss", message, scaled=least)
 
 
@@ -224,7 +224,7 @@ def _find_large_focal(evidence: Evidence) -> RuleFinding | None:
         return None
     if focal <= limit("large_focal") or _rise(evidence, "focal") <= limit("first_rise"):
         return None
-    message = f"focal {_first(evidence.trend, 'component/focal'):.3f} to {focal:.3f}"
+    message = f"focal {number(_first(evidence.trend, 'component/focal'))} to {number(focal)}"
     return make_finding("component_explosion", "warn", "training", focal, "large_focal", message)
 
 
@@ -238,7 +238,9 @@ def _find_rising_component(evidence: Evidence) -> RuleFinding | None:
             continue
         rise = min(recent) - min(earlier)
         if rise > 0.03 and rise > limit("component_rise") * abs(min(earlier)):
-            message = f"{name} {min(earlier):.3f} to {recent[-1]:.3f}, above its lowest for {STEADY_EPOCHS} epochs"
+            message = (
+                f"{name} {number(min(earlier))} to {number(recent[-1])}, above its lowest for {STEADY_EPOCHS} epochs"
+            )
             return make_finding("component_explosion", "warn", "training", rise, "component_rise", message)
     return None
 
@@ -254,8 +256,8 @@ def _find_rising_validation(evidence: Evidence) -> RuleFinding | None:
         values = [row[f"val_component/{name}"] for row in rows if f"val_component/{name}" in row]
         if len(values) == len(rows) and _has_risen(values, "validation_component_rise"):
             message = (
-                f"on validation the loss rose {losses[0]:.3f} to {losses[-1]:.3f} and {name} {values[0]:.3f} to "
-                f"{values[-1]:.3f}, in each of {STEADY_EPOCHS} epochs"
+                f"on validation the loss rose {number(losses[0])} to {number(losses[-1])} and {name} "
+                f"{number(values[0])} to {number(values[-1])}, in each of {STEADY_EPOCHS} epochs"
             )
             rise = losses[-1] - losses[0]
             return make_finding("component_explosion", "warn", "training", rise, "validation_rise", message)

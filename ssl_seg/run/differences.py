@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ssl_seg.config import Config
-from ssl_seg.config.layers import check_partial, flatten, read_layers, to_plain
+from ssl_seg.config.layers import check_partial, flatten, read_layers, show_value, to_plain
 from ssl_seg.data.splits.files import load_split
 from ssl_seg.run.directory import CONFIG_FILE, SPLIT_FILE, RunDir, open_run_dir
 from ssl_seg.run.request import TrainRequest
@@ -29,8 +28,7 @@ class SettingChange:
     @property
     def shown(self) -> tuple[str, str]:
         """Both values as a configuration file writes them."""
-        old, new = (value if isinstance(value, str) else json.dumps(value) for value in (self.a, self.b))
-        return old, new
+        return show_value(self.a), show_value(self.b)
 
 
 def compare_settings(a: str | Path, b: str | Path) -> list[SettingChange]:

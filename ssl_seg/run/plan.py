@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ssl_seg.config.layers import Layer, Nested, flatten, nest
+from ssl_seg.config.layers import Layer, Nested, flatten, nest, show_value
 from ssl_seg.config.schedules import WARMUP_STEPS, plan_warmup
 from ssl_seg.data.catalog import Catalog
 from ssl_seg.data.contrast import count_contrasts, count_skews, looks_like_ct, measure_window
@@ -60,7 +60,7 @@ class Planned:
 
     def format_line(self) -> str:
         """Return the setting as a line of the log."""
-        return f"plan: {self.key} = {self.value} ({self.reason})"
+        return f"plan: {self.key} = {show_value(self.value)} ({self.reason})"
 
 
 def plan_run(

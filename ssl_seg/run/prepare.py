@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ssl_seg.config import Config, DataConfig
-from ssl_seg.config.layers import Layer
+from ssl_seg.config.layers import Layer, show_value
 from ssl_seg.config.schedules import plan_warmup
 from ssl_seg.data.catalog import Catalog, Track
 from ssl_seg.data.disk_cache import fill_disk_cache, open_disk_cache
@@ -280,7 +280,9 @@ def _make_header(resolved: Resolved, command: str) -> str:
     lines = [
         f"Written by `ssl-seg {command}`; `ssl-seg {command} --config FILE{start}` with this file repeats the run."
     ]
-    return "\n".join([*lines, *(f"planned: {item.key} = {item.value} ({item.reason})" for item in resolved.planned)])
+    return "\n".join(
+        [*lines, *(f"planned: {item.key} = {show_value(item.value)} ({item.reason})" for item in resolved.planned)]
+    )
 
 
 def _restamp(split: Split, catalog: Catalog) -> Split:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from ssl_seg.cli.console import show, track
+from ssl_seg.cli.console import show, show_prose, track
 from ssl_seg.cli.tables import fit_widths, format_record, print_table
 from ssl_seg.monitor.findings import RuleFinding, Verdict, describe_codes, format_block
 from ssl_seg.report.table import Table
@@ -84,6 +84,20 @@ def test_a_terminal_wraps_between_words(
     words = set(shown.replace("\N{BOX DRAWINGS LIGHT VERTICAL}", " ").split())
     assert words >= FIGURES
     assert (ROWS[1][-1] in shown) == (width == 300)
+
+
+def test_sentences_are_wrapped_on_a_terminal_and_whole_elsewhere(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "one sentence that is much longer than twenty columns"
+    show_prose(text)
+    assert capsys.readouterr().out == f"{text}\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "20")
+    show_prose(text)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 20
+    assert " ".join(lines).split() == text.split()
 
 
 def test_a_terminal_too_narrow_for_the_words_gets_a_list(

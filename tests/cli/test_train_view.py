@@ -180,6 +180,19 @@ def test_a_plan_is_short_and_with_reasons_complete(width: int) -> None:
     assert [f"section.setting_{n}  {n}  reason {n}" in full for n in range(7)] == [True] * 7
 
 
+def test_values_are_those_of_a_configuration_file() -> None:
+    plan = [
+        Planned("a", None, "none"),
+        Planned("b", False, "off"),
+        Planned("c", "auto", "as it is"),
+        Planned("d", (1,), ""),
+    ]
+    assert [line.split()[1] for line in format_plan(plan, 20, reasons=False).splitlines()[1:]] == [
+        "null", "false", "auto", "[1]",
+    ]  # fmt: skip
+    assert plan[0].format_line() == "plan: a = null (none)"
+
+
 @given(st.text("ab /-\n", max_size=80), st.integers(10, 40))
 def test_wrapping_keeps_every_word(text: str, width: int) -> None:
     assert wrap(text, width).split() == text.split()

@@ -287,6 +287,11 @@ class TestComponentExplosion:
     def test_large_values(self, figures: dict[str, float], expected: str) -> None:
         assert level(self.explode(**figures)) == expected
 
+    def test_a_huge_loss_is_shown_in_powers_of_ten(self) -> None:
+        found = self.explode(loss=170626069299.2, cross_entropy=1.8)
+        assert found is not None
+        assert found.message == "loss 0.600 to 1.71e+11"
+
     def test_not_while_validation_is_at_its_best(self) -> None:
         assert self.explode(replace(HEALTHY, f1_best=0.685), loss=1.5, cross_entropy=1.5) is None
         assert self.explode(replace(HEALTHY, f1_best=0.675), loss=1.5, cross_entropy=1.5) is not None

@@ -12,7 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from ssl_seg.config import Config
 from ssl_seg.config.hints import find_section_type, list_above
-from ssl_seg.config.layers import to_plain
+from ssl_seg.config.layers import show_value, to_plain
 from ssl_seg.losses import LOSSES, list_options
 from ssl_seg.methods import LABELED_ONLY, METHODS
 from ssl_seg.run.lint.conditions import CONDITIONS, DataFacts, list_derived
@@ -115,7 +115,7 @@ def describe_idle(items: Sequence[Idle], sources: Mapping[str, str]) -> Iterator
 def _describe_setting(item: Idle, sources: Mapping[str, str]) -> str:
     source = find_given(item.key, sources)
     where = "" if source is None else f" ({'--set' if source.startswith('--set ') else source})"
-    return f"{item.key} = {item.value}{where}"
+    return f"{item.key} = {show_value(item.value)}{where}"
 
 
 def find_given(key: str, sources: Mapping[str, str]) -> str | None:
