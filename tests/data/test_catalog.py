@@ -286,7 +286,7 @@ def test_all_problems_come_in_one_error(tmp_path: Path) -> None:
     assert f"{tmp_path / 'masks' / 'corrupt.png'}: cannot be read" in text
     assert f"{tmp_path / 'masks' / 'size.png'}: the mask is 8 x 8, its image 8 x 9" in text
     assert "2 with 2D (e.g. good), 1 with 3D (e.g. volume)" in text
-    assert "1 of 2 masks hold the value(s) {77}, the others only {0, 1}" in text
+    assert "1 mask of 2 holds values {77}, the others only {0, 1}" in text
     assert "odd)" in text
 
 

@@ -416,7 +416,7 @@ class TestWorkers:
         )
         for request in (one, two):
             with pytest.raises(
-                DataError, match=r"(?s)1 of 5 images have no mask, the other 4 .*3\.png: the file is empty"
+                DataError, match=r"(?s)1 of 5 images have no mask, 4 other masks .*3\.png: the file is empty"
             ):
                 predict(request)
         names = {path.name for path in one.output.iterdir()}

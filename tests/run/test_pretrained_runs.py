@@ -330,7 +330,7 @@ def test_near_copies_count_unless_the_split_leaves_them(
     catalog = open_catalog(str(copy))
     changed = replace(split, content={i: catalog.facts[i].content for i in split.content})
     check_seen(state, "p", changed, catalog, near_copies=False)
-    with pytest.raises(RefusedError, match="look like copies"):
+    with pytest.raises(RefusedError, match="looks like copies"):
         check_seen(state, "p", changed, catalog, near_copies=True)
 
 

@@ -154,7 +154,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"data": {"resample_to": [2, 2]}}, "do not say how large their voxels are"),
+            ({"data": {"resample_to": [2, 2]}}, "24 images do not say how large a voxel is"),
             ({"augment": {"cutmix": 0.5}, "batch": {"unlabeled": 1}, "split": {"labels": 0.5}}, "at least 2"),
             ({"split": {"folds": 3, "file": "a.yaml"}}, "give one of them"),
         ],
