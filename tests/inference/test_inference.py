@@ -423,7 +423,14 @@ class TestScoring:
             "class 40 is predicted all the same: 4 voxels in 2 cases, which lowers the Dice of these cases",
             "class 255 is predicted all the same: 2 voxels in 2 cases, which lowers the Dice of these cases",
         ]
-        record = {**summary, "checkpoint": "x", "part": "val", "sealed_cases": 0, "nets": {"student": summary}}
+        record = {
+            **summary,
+            "checkpoint": "x",
+            "which": "student",
+            "part": "val",
+            "sealed_cases": 0,
+            "nets": {"student": summary},
+        }
         assert "\n".join(describe_absent(summary)) in repr(Evaluation(record, EvaluateRequest(Path())))
         assert summary["of"] == "mean of 1 class"
         assert [row["label"] for row in summary["classes"]] == [7, 40, 255]
