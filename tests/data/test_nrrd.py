@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import bz2
 import gzip
+import pickle
 import zlib
 from itertools import permutations, product
 from pathlib import Path
@@ -232,6 +233,31 @@ def test_what_cannot_be_read_is_refused_with_a_reason(tmp_path: Path, name: str,
     with pytest.raises(DataError, match=reason) as error:
         open_image(str(tmp_path / name)).read()
     assert str(tmp_path / name) in str(error.value)
+
+
+@pytest.mark.parametrize("length", [2**20 - 1, 2**20, 2**20 + 1, 3 * 2**20])
+@pytest.mark.parametrize(("name", "header"), [("a.nrrd", NRRD), ("a.mha", MHA)])
+def test_a_header_ends_within_a_mebibyte(tmp_path: Path, name: str, header: bytes, length: int) -> None:
+    first, _, rest = header.partition(b"\n")
+    comment = b"#" if name == "a.nrrd" else b"Comment = "
+    text = b"\n".join([first, comment + b"x" * (length - len(header) - len(comment) - 1), rest])
+    assert len(text) == length
+    voxels = np.arange(24, dtype="<i2")
+    (tmp_path / name).write_bytes(text + voxels.tobytes())
+    if length <= 2**20:
+        found = open_image(str(tmp_path / name)).read()
+        np.testing.assert_array_equal(found, voxels.reshape(1, 4, 3, 2))
+        return
+    with pytest.raises(DataError, match="its header is longer than 1 MiB"):
+        open_image(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("encoding", ["raw", "gzip"])
+def test_processes_of_a_loader_share_an_opened_file(tmp_path: Path, encoding: str) -> None:
+    voxels = RNG.integers(0, 900, (2, 3, 4, 5), dtype=np.int16)
+    write_nrrd(tmp_path / "a.nrrd", voxels, None, encoding)
+    shared = pickle.loads(pickle.dumps(open_image(str(tmp_path / "a.nrrd"))))
+    np.testing.assert_array_equal(shared.read(), voxels.transpose(0, 3, 2, 1))
 
 
 def test_the_intact_files_of_these_tests_are_read(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from ssl_seg.data.formats.nifti import make_header
 from ssl_seg.data.formats.stored import Fetch, RawVoxels, Stored, from_array, lazy
 
 _LONGEST_HEADER = 2**20
+"""Bytes in which a header must end; those of 3D Slicer have a few hundred for each segment."""
 
 _NRRD_TYPES = {
     name: code
@@ -116,7 +117,9 @@ def _open(path: Path, parse: Callable[[bytes], _Header]) -> Stored:
         raw.check()
         fetch = partial(_fetch, raw, order)
         return lazy(str(path), fetch, place.layout, place.shape, header.dtype, place.geometry, order="F")
-    packed = path.read_bytes()[header.offset :]
+    with path.open("rb") as file:
+        file.seek(header.offset)
+        packed = file.read()
     check_claim(size, len(packed), ANY_RATIO if header.codec == "bzip2" else DEFLATE_RATIO)
     voxels = np.frombuffer(_unpack(packed, size, header.codec), header.dtype).reshape(shape, order="F")
     return from_array(str(path), voxels.transpose(order), place.layout, place.geometry)
@@ -219,7 +222,8 @@ def _cut_header(block: bytes, end: re.Pattern[bytes]) -> tuple[str, int]:
     """Return the text up to the end of what is looked for, and where the voxels start."""
     found = end.search(block)
     if found is None:
-        raise ValueError("its header has no end, so it is truncated")
+        reason = "is longer than 1 MiB" if len(block) == _LONGEST_HEADER else "has no end, so it is truncated"
+        raise ValueError(f"its header {reason}")
     return block[: found.end()].decode("utf-8", errors="replace"), found.end()
 
 
