@@ -17,7 +17,7 @@ from ssl_seg.data.catalog import Catalog, Track, pass_through
 from ssl_seg.data.loader import Probe, make_probe
 from ssl_seg.data.open import open_store
 from ssl_seg.data.splits.files import split_from_dict
-from ssl_seg.data.splits.split import Split
+from ssl_seg.data.splits.split import Split, find_new_masks
 from ssl_seg.data.store import CaseStore
 from ssl_seg.diagnose.catalog import conclude
 from ssl_seg.diagnose.causes import Subject, make_diagnosis
@@ -38,7 +38,7 @@ from ssl_seg.monitor.findings import Verdict
 from ssl_seg.monitor.network_rules import leave_out_refuted
 from ssl_seg.monitor.verdicts import judge
 from ssl_seg.networks.precision import choose_device_if_given
-from ssl_seg.results.evaluation import describe_reading, find_new_masks, note_names, open_cases
+from ssl_seg.results.evaluation import describe_reading, note_names, open_cases
 from ssl_seg.run.seal import find_sealed
 
 PARTS: tuple[Part, ...] = ("val", "train", "new", "test")

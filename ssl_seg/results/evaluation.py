@@ -3,7 +3,7 @@ the same cases, of their ensemble, and of a cross-validation out of fold."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +13,11 @@ import numpy as np
 from ssl_seg.config import DataConfig, TargetsConfig
 from ssl_seg.config.layers import validate
 from ssl_seg.data.catalog import Catalog, Track, pass_through
-from ssl_seg.data.content import image_of
 from ssl_seg.data.facts import state_spacing
 from ssl_seg.data.home import find_home
 from ssl_seg.data.open import absolute_root, open_data, open_store
 from ssl_seg.data.splits.files import load_split, split_from_dict
-from ssl_seg.data.splits.split import Split, find_copies_of
+from ssl_seg.data.splits.split import Split, find_copies_of, find_new_masks
 from ssl_seg.data.store import CaseStore
 from ssl_seg.errors import ConfigError, DataError, SplitError
 from ssl_seg.inference.calibration import (
@@ -440,12 +439,6 @@ def choose_cases(
                 f"cases, for example '{copies[0]}': the score is too good"
             )
     return ids
-
-
-def find_new_masks(split: Split, catalog: Catalog, ids: Iterable[str]) -> set[str]:
-    """Return which of the ids have the image that a split knows, with another mask."""
-    pairs = {i: (split.content.get(i, ""), catalog.facts[i]) for i in ids if i in catalog.facts}
-    return {i for i, (known, own) in pairs.items() if known != own.content and image_of(known) == own.image}
 
 
 def note_names(models: Sequence[Model], catalog: Catalog, note: Callable[[str], None]) -> None:

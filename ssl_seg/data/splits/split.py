@@ -278,6 +278,12 @@ def reorder_labeled(split: Split, catalog: Catalog, seed: int) -> Split:
     return replace(split, fractions=fractions, notes=(*(n for n in split.notes if "label seed" not in n), note))
 
 
+def find_new_masks(split: Split, catalog: Catalog, ids: Iterable[str]) -> set[str]:
+    """Return which of the ids have the image that a split knows, with another mask."""
+    pairs = {i: (split.content.get(i, ""), catalog.facts[i]) for i in ids if i in catalog.facts}
+    return {i for i, (known, own) in pairs.items() if known != own.content and image_of(known) == own.image}
+
+
 def add_new_masks(split: Split, catalog: Catalog) -> Split:
     """Return the split with unlabeled training images that have a mask by now as its last labeled training cases.
 
@@ -286,9 +292,8 @@ def add_new_masks(split: Split, catalog: Catalog) -> Split:
     Args:
         catalog: the cases as they are now. Images that are not those of the split stay unlabeled.
     """
-    labeled = {case.id for case in catalog.labeled}
-    had = [i for i in split.unlabeled if i in labeled]
-    new = [i for i in had if catalog.facts[i].image == image_of(split.content.get(i, ""))]
+    found = find_new_masks(split, catalog, split.unlabeled) & {case.id for case in catalog.labeled}
+    new = [i for i in split.unlabeled if i in found]
     if not new:
         return split
     pool = (*split.fractions[1.0], *new)
@@ -296,7 +301,7 @@ def add_new_masks(split: Split, catalog: Catalog) -> Split:
     return replace(
         split,
         fractions={f: pool[: count_labeled(f, len(pool))] for f in split.fractions},
-        unlabeled=tuple(i for i in split.unlabeled if i not in set(new)),
+        unlabeled=tuple(i for i in split.unlabeled if i not in found),
         content=split.content | {i: catalog.facts[i].content for i in new},
         notes=(*(n for n in split.notes if "when the split was made" not in n), f"{note} ({name_examples(new)})"),
     )
